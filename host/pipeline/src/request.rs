@@ -1,0 +1,309 @@
+//! From what a tenant asks for to what the model will do.
+
+use crate::error::{StageError, StageResult};
+use crate::frames::{Frame, FrameSize};
+use crate::limits;
+use serde::{Deserialize, Serialize};
+
+/// The update rule that integrates the noise away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sampler {
+    /// Flow-matching Euler, first order.
+    Euler,
+    /// UniPC, second order, predictor and corrector (arXiv 2302.04867).
+    Unipc,
+}
+
+impl std::str::FromStr for Sampler {
+    type Err = StageError;
+    fn from_str(text: &str) -> StageResult<Self> {
+        match text {
+            "euler" => Ok(Self::Euler),
+            "unipc" => Ok(Self::Unipc),
+            _ => Err(StageError::invalid("sampler", "choose `euler` or `unipc`")),
+        }
+    }
+}
+
+/// What a tenant asks for. Everything but the prompt may be left to the model. A prompt hook sees and returns this.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GenerationRequest {
+    /// What to show.
+    pub prompt: String,
+    /// What to avoid; empty means the empty prompt.
+    #[serde(default)]
+    pub negative_prompt: String,
+    /// Registered model; none means the default.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Size of the finished video.
+    #[serde(default)]
+    pub size: Option<FrameSize>,
+    /// Length of the finished video.
+    #[serde(default)]
+    pub duration_ms: Option<u32>,
+    /// Frame rate of the finished video.
+    #[serde(default)]
+    pub fps: Option<u32>,
+    /// Key frames to diffuse.
+    #[serde(default)]
+    pub key_frames: Option<u32>,
+    /// Sampler steps.
+    #[serde(default)]
+    pub steps: Option<u32>,
+    /// Strength of classifier-free guidance; 1 switches it off.
+    #[serde(default)]
+    pub guidance: Option<f32>,
+    /// Shift of the noise schedule.
+    #[serde(default)]
+    pub shift: Option<f32>,
+    /// Update rule.
+    #[serde(default)]
+    pub sampler: Option<Sampler>,
+    /// Seed of the initial noise; none draws one.
+    #[serde(default)]
+    pub seed: Option<u64>,
+}
+
+/// What a model does when the request is silent, and what it can do at all.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelDefaults {
+    /// The model's name.
+    pub model: String,
+    /// Size that the model was trained at: what it diffuses.
+    pub native_size: FrameSize,
+    /// Whether key frames may have another size than `native_size`. If not, finished frames are scaled.
+    pub any_size: bool,
+    /// Sides of key frames must be multiples of this.
+    pub size_multiple_px: u32,
+    /// Key frames must be `key_frame_multiple · k + 1` unless this is 1.
+    pub key_frame_multiple: u32,
+    /// Key frames.
+    pub key_frames: u32,
+    /// Most key frames that the model can make at once.
+    pub key_frames_max: u32,
+    /// Sampler steps.
+    pub steps: u32,
+    /// Guidance.
+    pub guidance: f32,
+    /// Schedule shift.
+    pub shift: f32,
+    /// Update rule.
+    pub sampler: Sampler,
+    /// Finished size.
+    pub size: FrameSize,
+    /// Length.
+    pub duration_ms: u32,
+    /// Frame rate.
+    pub fps: u32,
+}
+
+/// A picture in the place of a key frame.
+#[derive(Debug, Clone)]
+pub struct GivenKeyFrame {
+    /// Which key frame, from 0.
+    pub index: u32,
+    /// The picture, any size: the model scales it.
+    pub frame: Frame,
+}
+
+/// A request with every choice made and checked: the input of `condition` and `diffuse`.
+#[derive(Debug, Clone)]
+pub struct GenerationPlan {
+    /// What to show.
+    pub prompt: String,
+    /// What to avoid.
+    pub negative_prompt: String,
+    /// Model that runs.
+    pub model: String,
+    /// Size of the key frames.
+    pub key_frame_size: FrameSize,
+    /// Number of key frames.
+    pub key_frames: u32,
+    /// Sampler steps.
+    pub steps: u32,
+    /// Guidance.
+    pub guidance: f32,
+    /// Schedule shift.
+    pub shift: f32,
+    /// Update rule.
+    pub sampler: Sampler,
+    /// Seed of the initial noise.
+    pub seed: u64,
+    /// Pictures in the place of key frames.
+    pub given: Vec<GivenKeyFrame>,
+    /// Size of the finished video.
+    pub size: FrameSize,
+    /// Number of finished frames.
+    pub frame_count: u32,
+    /// Frame rate of the finished video.
+    pub fps: u32,
+}
+
+impl GenerationRequest {
+    /// Checks every field and fills the gaps from `defaults`. `fallback_seed` is used when the request names none.
+    pub fn resolve(&self, defaults: &ModelDefaults, fallback_seed: u64) -> StageResult<GenerationPlan> {
+        check_text("prompt", &self.prompt)?;
+        check_text("negative_prompt", &self.negative_prompt)?;
+        if self.prompt.trim().is_empty() {
+            return Err(StageError::invalid("prompt", "say what the video should show; the prompt is empty"));
+        }
+        let size = self.size.unwrap_or(defaults.size);
+        let size = FrameSize::checked(size.width, size.height)?;
+        let duration_ms =
+            in_range("seconds", self.duration_ms.unwrap_or(defaults.duration_ms), 1, limits::DURATION_MS_MAX, "ms")?;
+        let fps = in_range("fps", self.fps.unwrap_or(defaults.fps), 1, limits::FPS_MAX, "frames a second")?;
+        let frame_count = ((u64::from(duration_ms) * u64::from(fps) + 500) / 1000).max(1) as u32;
+        if u64::from(frame_count) * size.rgb_bytes() as u64 > limits::JOB_FRAMES_BYTES_MAX {
+            return Err(StageError::invalid(
+                "seconds",
+                format!("{frame_count} frames of {size} do not fit into one job; ask for less"),
+            ));
+        }
+        Ok(GenerationPlan {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            model: defaults.model.clone(),
+            key_frame_size: key_frame_size(size, defaults)?,
+            key_frames: self.checked_key_frames(defaults)?,
+            steps: in_range("steps", self.steps.unwrap_or(defaults.steps), 1, limits::STEPS_MAX, "steps")?,
+            guidance: in_range_f32("guidance", self.guidance.unwrap_or(defaults.guidance), 0.0, 50.0)?,
+            shift: in_range_f32("shift", self.shift.unwrap_or(defaults.shift), 0.01, 100.0)?,
+            sampler: self.sampler.unwrap_or(defaults.sampler),
+            seed: self.seed.unwrap_or(fallback_seed),
+            given: Vec::new(),
+            size,
+            frame_count,
+            fps,
+        })
+    }
+
+    fn checked_key_frames(&self, defaults: &ModelDefaults) -> StageResult<u32> {
+        let max = defaults.key_frames_max.min(limits::KEY_FRAMES_MAX);
+        let count = in_range("key_frames", self.key_frames.unwrap_or(defaults.key_frames), 1, max, "key frames")?;
+        let multiple = defaults.key_frame_multiple.max(1);
+        if multiple > 1 && count % multiple != 1 {
+            let message =
+                format!("this model makes {multiple}k+1 key frames, like {}; {count} is not one", multiple * 4 + 1);
+            return Err(StageError::invalid("key_frames", message));
+        }
+        Ok(count)
+    }
+}
+
+fn key_frame_size(size: FrameSize, defaults: &ModelDefaults) -> StageResult<FrameSize> {
+    if !defaults.any_size {
+        return Ok(defaults.native_size);
+    }
+    let multiple = defaults.size_multiple_px.max(1);
+    if size.width % multiple != 0 || size.height % multiple != 0 {
+        let near = |side: u32| (side + multiple / 2) / multiple * multiple;
+        let hint = FrameSize { width: near(size.width).max(multiple), height: near(size.height).max(multiple) };
+        let message =
+            format!("{size} is not possible: this model needs sides that are multiples of {multiple}, like {hint}");
+        return Err(StageError::invalid("size", message));
+    }
+    Ok(size)
+}
+
+fn check_text(field: &'static str, text: &str) -> StageResult<()> {
+    if text.len() > limits::PROMPT_BYTES_MAX {
+        let message =
+            format!("{} bytes long; at most {} are taken: shorten the text", text.len(), limits::PROMPT_BYTES_MAX);
+        return Err(StageError::invalid(field, message));
+    }
+    Ok(())
+}
+
+fn in_range(field: &'static str, value: u32, min: u32, max: u32, unit: &str) -> StageResult<u32> {
+    if (min..=max).contains(&value) {
+        return Ok(value);
+    }
+    Err(StageError::invalid(field, format!("{value} is out of range: between {min} and {max} {unit}")))
+}
+
+fn in_range_f32(field: &'static str, value: f32, min: f32, max: f32) -> StageResult<f32> {
+    // Written so that NaN fails too.
+    if value >= min && value <= max {
+        return Ok(value);
+    }
+    Err(StageError::invalid(field, format!("{value} is out of range: between {min} and {max}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn defaults() -> ModelDefaults {
+        let size = FrameSize { width: 128, height: 128 };
+        ModelDefaults {
+            model: "default".into(),
+            native_size: size,
+            any_size: true,
+            size_multiple_px: 16,
+            key_frame_multiple: 4,
+            key_frames: 9,
+            key_frames_max: 33,
+            steps: 20,
+            guidance: 4.0,
+            shift: 3.0,
+            sampler: Sampler::Euler,
+            size,
+            duration_ms: 2000,
+            fps: 24,
+        }
+    }
+
+    fn asking(change: impl FnOnce(&mut GenerationRequest)) -> StageResult<GenerationPlan> {
+        let mut request = GenerationRequest { prompt: "a red star".into(), ..Default::default() };
+        change(&mut request);
+        request.resolve(&defaults(), 7)
+    }
+
+    fn refused_field(change: impl FnOnce(&mut GenerationRequest)) -> &'static str {
+        match asking(change) {
+            Err(StageError::InvalidArgument { field, .. }) => field,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_bare_prompt_takes_every_default() {
+        let plan = asking(|_| ()).unwrap();
+        assert_eq!((plan.key_frames, plan.steps, plan.frame_count, plan.seed), (9, 20, 48, 7));
+    }
+
+    #[test]
+    fn each_bad_field_is_named() {
+        assert_eq!(refused_field(|r| r.prompt = "  ".into()), "prompt");
+        assert_eq!(refused_field(|r| r.prompt = "x".repeat(100_000)), "prompt");
+        assert_eq!(refused_field(|r| r.negative_prompt = "x".repeat(100_000)), "negative_prompt");
+        assert_eq!(refused_field(|r| r.size = Some(FrameSize { width: 13, height: 7 })), "size");
+        assert_eq!(refused_field(|r| r.size = Some(FrameSize { width: 130, height: 128 })), "size");
+        assert_eq!(refused_field(|r| r.steps = Some(0)), "steps");
+        assert_eq!(refused_field(|r| r.steps = Some(100_000)), "steps");
+        assert_eq!(refused_field(|r| r.key_frames = Some(8)), "key_frames");
+        assert_eq!(refused_field(|r| r.guidance = Some(f32::NAN)), "guidance");
+        assert_eq!(refused_field(|r| r.shift = Some(0.0)), "shift");
+        assert_eq!(refused_field(|r| r.fps = Some(0)), "fps");
+        assert_eq!(refused_field(|r| r.duration_ms = Some(u32::MAX)), "seconds");
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_resolves_or_is_refused_without_a_panic(
+            prompt in ".{0,40}", w: u32, h: u32, ms: u32, fps: u32, keys: u32, steps: u32, guidance: f32, shift: f32
+        ) {
+            let request = GenerationRequest {
+                prompt, size: Some(FrameSize { width: w, height: h }), duration_ms: Some(ms), fps: Some(fps),
+                key_frames: Some(keys), steps: Some(steps), guidance: Some(guidance), shift: Some(shift), ..Default::default()
+            };
+            if let Ok(plan) = request.resolve(&defaults(), 0) {
+                prop_assert!(u64::from(plan.frame_count) * plan.size.rgb_bytes() as u64 <= limits::JOB_FRAMES_BYTES_MAX);
+            }
+        }
+    }
+}
