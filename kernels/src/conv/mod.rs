@@ -1,0 +1,120 @@
+//! Convolutions over channels-last pictures and clips.
+
+mod conv2d;
+mod conv3d;
+mod reference;
+mod transpose;
+
+pub use conv2d::{PackedConv2d, conv2d};
+pub use conv3d::{CausalConv3d, causal_conv3d};
+pub use transpose::{PackedConvTranspose2d, conv_transpose2d};
+
+use crate::activation::Activation;
+use crate::error::{Result, argument_error, shape_error};
+use crate::packed::PackedMatrix;
+use crate::tensor::{Dtype, Tensor};
+
+/// Zeros added around a picture before a convolution, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Padding {
+    /// Columns before the first.
+    pub left: usize,
+    /// Columns after the last.
+    pub right: usize,
+    /// Rows above the first.
+    pub top: usize,
+    /// Rows below the last.
+    pub bottom: usize,
+}
+
+impl Padding {
+    /// The same number of zeros on all four sides.
+    pub fn all(pixels: usize) -> Self {
+        Self { left: pixels, right: pixels, top: pixels, bottom: pixels }
+    }
+}
+
+/// A packed kernel of kt×kh×kw taps. Row `((t·kh + y)·kw + x)·cin_padded + c` of the matrix holds tap (t, y, x), channel c.
+#[derive(Debug, Clone)]
+pub(crate) struct ConvKernel {
+    pub(crate) matrix: PackedMatrix,
+    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) taps: [usize; 3],
+    pub(crate) cin: usize,
+    /// Input channels as the matrix holds them: even in bf16, so that a pixel is a whole number of pairs.
+    pub(crate) cin_padded: usize,
+    pub(crate) stride: usize,
+    pub(crate) padding: Padding,
+}
+
+impl ConvKernel {
+    /// Packs the kernel whose weight from input channel `c` to output `o` at tap (t, y, x) is `at(o, c, [t, y, x])`.
+    pub(crate) fn pack(
+        [cout, cin]: [usize; 2],
+        taps: [usize; 3],
+        bias: Option<Vec<f32>>,
+        stride: usize,
+        padding: Padding,
+        dtype: Dtype,
+        at: impl Fn(usize, usize, [usize; 3]) -> f32,
+    ) -> Self {
+        let cin_padded = match dtype {
+            Dtype::F32 => cin,
+            Dtype::Bf16 => cin.next_multiple_of(2),
+        };
+        let [_, kh, kw] = taps;
+        let k = taps.iter().product::<usize>() * cin_padded;
+        let matrix = PackedMatrix::pack(k, cout, dtype, |row, o| {
+            let (tap, c) = (row / cin_padded, row % cin_padded);
+            if c < cin { at(o, c, [tap / (kh * kw), tap / kw % kh, tap % kw]) } else { 0.0 }
+        });
+        Self { matrix, bias, taps, cin, cin_padded, stride, padding }
+    }
+
+    pub(crate) fn cout(&self) -> usize {
+        self.matrix.n()
+    }
+
+    /// Height and width of the result for a picture of h×w.
+    pub(crate) fn output_size(&self, op: &'static str, h: usize, w: usize) -> Result<(usize, usize)> {
+        let (padded_h, padded_w) =
+            (h + self.padding.top + self.padding.bottom, w + self.padding.left + self.padding.right);
+        let [_, kh, kw] = self.taps;
+        if padded_h < kh || padded_w < kw || h == 0 || w == 0 {
+            return shape_error(op, format!("a picture of {h}x{w} is smaller than the {kh}x{kw} kernel"));
+        }
+        Ok(((padded_h - kh) / self.stride + 1, (padded_w - kw) / self.stride + 1))
+    }
+}
+
+/// One convolution to run: each output frame reads `taps[0]` source frames (an absent one is all zeros).
+pub(crate) struct ConvCall<'a> {
+    pub(crate) kernel: &'a ConvKernel,
+    /// Height and width of the source frames.
+    pub(crate) source: [usize; 2],
+    pub(crate) output: [usize; 2],
+    /// For each output frame, its source frames, oldest first: indices into the frames of the input.
+    pub(crate) frames: Vec<Vec<Option<usize>>>,
+    pub(crate) activation: Activation,
+}
+
+/// Runs a call over `input` (frames one after another, channels last); `residual` has the output's shape.
+fn run(call: &ConvCall<'_>, input: &Tensor, residual: Option<&Tensor>) -> Result<Vec<f32>> {
+    let input = input.to_dtype(call.kernel.matrix.dtype());
+    let residual = residual.map(Tensor::f32_values);
+    Ok(reference::conv(call, &input.f32_values(), residual.as_deref()))
+}
+
+fn check_stride(op: &'static str, stride: usize) -> Result<()> {
+    match stride {
+        1 | 2 => Ok(()),
+        _ => argument_error(op, format!("a stride of {stride} is not supported, only 1 and 2")),
+    }
+}
+
+fn check_residual(op: &'static str, residual: Option<&Tensor>, shape: &[usize]) -> Result<()> {
+    match residual {
+        Some(r) if r.shape() != shape => shape_error(op, format!("residual is {:?}, the result {shape:?}", r.shape())),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,31 @@
+//! Zoetrope's compute library: the operations of video diffusion and frame interpolation, grouped by operation.
+//!
+//! Every operation is one safe function that checks its shapes and returns a typed [`Error`]; behind it stand a plain
+//! reference and fast CPU paths chosen at run time. Tensors are contiguous, in f32 or bf16; weights are packed once at load
+//! time, in the dtype of the multiplications. Pictures are channels last: [h, w, c], clips [f, h, w, c]. Sums and softmax
+//! are always f32. Work is spread over rayon's current thread pool, so whoever owns a device installs its own pool.
+
+mod activation;
+mod attention;
+mod conv;
+mod elementwise;
+mod error;
+mod layout;
+mod linear;
+mod norm;
+mod packed;
+mod resample;
+mod rope;
+mod tensor;
+
+pub use activation::Activation;
+pub use attention::attention;
+pub use conv::{CausalConv3d, PackedConv2d, PackedConvTranspose2d, Padding, causal_conv3d, conv_transpose2d, conv2d};
+pub use elementwise::{activate, add, embedding, guide, linear_combination};
+pub use error::{Error, Result};
+pub use layout::{channels_first, channels_last, concat_channels, patchify, slice_channels, unpatchify};
+pub use linear::{PackedLinear, linear, linear_residual};
+pub use norm::{channel_norm_silu, layer_norm, layer_norm_modulate, rms_norm};
+pub use resample::{backward_warp, blend_mask, pixel_shuffle2x, resize_bilinear, upsample_nearest2x};
+pub use rope::{RopeTable, rope};
+pub use tensor::{Device, Dtype, Tensor};

@@ -1,0 +1,134 @@
+//! Resizing, shuffling and warping of channels-last pictures.
+
+mod reference;
+
+use crate::error::{Result, argument_error, shape_error};
+use crate::tensor::Tensor;
+
+/// Doubles height and width by repeating pixels: x [(f,) h, w, c] → [(f,) 2h, 2w, c] (torch's `nearest-exact`, factor 2).
+pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
+    let [f, h, w, c] = clip_shape("upsample_nearest2x", x)?;
+    let y = reference::upsample_nearest2x(&x.f32_values(), [f, h, w, c]);
+    Ok(Tensor::from_result(y, &with_size(x, 2 * h, 2 * w, c), x.dtype()))
+}
+
+/// Bilinear resize with half-pixel centres (`align_corners=false`, no antialiasing): x [(f,) h, w, c] → [(f,) height, width, c].
+pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    const OP: &str = "resize_bilinear";
+    let shape = clip_shape(OP, x)?;
+    if height == 0 || width == 0 {
+        return argument_error(OP, format!("a size of {height}x{width} is empty"));
+    }
+    let y = reference::resize_bilinear(&x.f32_values(), shape, height, width);
+    Ok(Tensor::from_result(y, &with_size(x, height, width, shape[3]), x.dtype()))
+}
+
+/// Moves channels to pixels: x [(f,) h, w, 4c] → [(f,) 2h, 2w, c]. Channel 4·i + 2·dy + dx of a pixel becomes channel i of
+/// the pixel at (2y + dy, 2x + dx), as torch's `pixel_shuffle` does with factor 2.
+pub fn pixel_shuffle2x(x: &Tensor) -> Result<Tensor> {
+    const OP: &str = "pixel_shuffle2x";
+    let [f, h, w, c] = clip_shape(OP, x)?;
+    if !c.is_multiple_of(4) {
+        return shape_error(OP, format!("x is {:?}, its channels must be a multiple of 4", x.shape()));
+    }
+    let y = reference::pixel_shuffle2x(&x.f32_values(), [f, h, w, c]);
+    Ok(Tensor::from_result(y, &with_size(x, 2 * h, 2 * w, c / 4), x.dtype()))
+}
+
+/// Samples `image` [h, w, c] at (x + flow_x, y + flow_y), bilinear, with coordinates clamped to the picture:
+/// flow [h, w, 2] in pixels, x first → [h, w, c] of the image's dtype.
+///
+/// The same as torch's `grid_sample(border, align_corners=True)` on the grid that RIFE builds.
+pub fn backward_warp(image: &Tensor, flow: &Tensor) -> Result<Tensor> {
+    const OP: &str = "backward_warp";
+    let &[h, w, c] = image.shape() else {
+        return shape_error(OP, format!("image is {:?}, needs [h, w, c]", image.shape()));
+    };
+    if flow.shape() != [h, w, 2] {
+        return shape_error(OP, format!("flow is {:?}, needs [{h}, {w}, 2]", flow.shape()));
+    }
+    let y = reference::backward_warp(&image.f32_values(), [h, w, c], &flow.f32_values());
+    Ok(Tensor::from_result(y, image.shape(), image.dtype()))
+}
+
+/// `a·σ(mask) + b·(1 − σ(mask))`: a and b [h, w, c], mask [h, w, 1] holds logits → [h, w, c] of a's dtype.
+pub fn blend_mask(a: &Tensor, b: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    const OP: &str = "blend_mask";
+    let &[h, w, c] = a.shape() else { return shape_error(OP, format!("a is {:?}, needs [h, w, c]", a.shape())) };
+    if b.shape() != a.shape() || mask.shape() != [h, w, 1] {
+        let (b, m) = (b.shape(), mask.shape());
+        return shape_error(OP, format!("a {:?}, b {b:?} and mask {m:?} do not fit", a.shape()));
+    }
+    let y = reference::blend_mask(&a.f32_values(), &b.f32_values(), &mask.f32_values(), c);
+    Ok(Tensor::from_result(y, a.shape(), a.dtype()))
+}
+
+/// [f, h, w, c], with f = 1 for a single picture; nothing may be empty.
+pub(crate) fn clip_shape(op: &'static str, x: &Tensor) -> Result<[usize; 4]> {
+    match *x.shape() {
+        [h, w, c] if !x.is_empty() => Ok([1, h, w, c]),
+        [f, h, w, c] if !x.is_empty() => Ok([f, h, w, c]),
+        _ => shape_error(op, format!("x is {:?}, needs [(f,) h, w, c] with at least one element", x.shape())),
+    }
+}
+
+/// The shape of x with another height, width and channel count.
+pub(crate) fn with_size(x: &Tensor, h: usize, w: usize, c: usize) -> Vec<usize> {
+    let mut shape = x.shape().to_vec();
+    let rank = shape.len();
+    shape[rank - 3..].copy_from_slice(&[h, w, c]);
+    shape
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
+        Tensor::from_f32(values, shape).unwrap()
+    }
+
+    #[test]
+    fn nearest_repeats_each_pixel_four_times() {
+        let y = upsample_nearest2x(&tensor(&[1.0, 2.0, 3.0, 4.0], &[1, 2, 2])).unwrap();
+        assert_eq!(y.shape(), &[2, 4, 2]);
+        assert_eq!(y.to_vec_f32()[..8], [1.0, 2.0, 1.0, 2.0, 3.0, 4.0, 3.0, 4.0]);
+        assert_eq!(y.to_vec_f32()[..8], y.to_vec_f32()[8..]);
+    }
+
+    #[test]
+    fn bilinear_uses_half_pixel_centres_and_clamps_at_the_border() {
+        let x = tensor(&[0.0, 4.0], &[1, 2, 1]);
+        assert_eq!(resize_bilinear(&x, 1, 4).unwrap().to_vec_f32(), vec![0.0, 1.0, 3.0, 4.0]);
+        let x = tensor(&[0.0, 1.0, 2.0, 3.0], &[1, 4, 1]);
+        assert_eq!(resize_bilinear(&x, 1, 2).unwrap().to_vec_f32(), vec![0.5, 2.5]);
+        assert_eq!(resize_bilinear(&x, 1, 4).unwrap().to_vec_f32(), x.to_vec_f32());
+        assert!(resize_bilinear(&x, 0, 4).is_err());
+    }
+
+    #[test]
+    fn pixel_shuffle_takes_channels_row_by_row() {
+        let y = pixel_shuffle2x(&tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], &[1, 1, 8])).unwrap();
+        assert_eq!((y.shape(), y.to_vec_f32()), (&[2, 2, 2][..], vec![1.0, 5.0, 2.0, 6.0, 3.0, 7.0, 4.0, 8.0]));
+        assert!(pixel_shuffle2x(&tensor(&[0.0; 6], &[1, 1, 6])).is_err());
+    }
+
+    #[test]
+    fn warp_reads_at_the_flow_and_clamps_outside() {
+        let image = tensor(&[0.0, 10.0, 20.0, 30.0], &[2, 2, 1]);
+        let flow = tensor(&[0.5, 0.0, 9.0, 9.0, 0.0, -0.25, -9.0, -9.0], &[2, 2, 2]);
+        assert_eq!(backward_warp(&image, &flow).unwrap().to_vec_f32(), vec![5.0, 30.0, 15.0, 0.0]);
+        let row = tensor(&[1.0, 2.0], &[1, 2, 1]);
+        let flow = tensor(&[0.5, 3.0, 0.0, f32::NAN], &[1, 2, 2]);
+        assert_eq!(backward_warp(&row, &flow).unwrap().to_vec_f32(), vec![1.5, 2.0]);
+        assert!(backward_warp(&image, &row).is_err());
+    }
+
+    #[test]
+    fn blend_weighs_by_the_logistic_of_the_mask() {
+        let (a, b) = (tensor(&[2.0, 4.0, 2.0, 4.0], &[1, 2, 2]), tensor(&[0.0; 4], &[1, 2, 2]));
+        let y = blend_mask(&a, &b, &tensor(&[0.0, 100.0], &[1, 2, 1])).unwrap();
+        assert_eq!(y.to_vec_f32(), vec![1.0, 2.0, 2.0, 4.0]);
+        assert!(blend_mask(&a, &b, &a).is_err());
+    }
+}

@@ -1,0 +1,356 @@
+//! Contiguous tensors: a shape of one to five dimensions over shared storage on a device.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+
+use crate::error::{Result, argument_error, dtype_error, shape_error};
+
+/// Where a tensor lives and its operations run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Device {
+    /// Host memory; operations run on rayon's current thread pool.
+    Cpu,
+}
+
+/// Element type of a tensor, and of the multiplications that read packed weights.
+///
+/// `F32` is the parity mode. `Bf16` rounds weights and activations to bfloat16 where matrix products read them and still
+/// sums in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE 754 binary32.
+    F32,
+    /// bfloat16: the upper half of a binary32.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::Bf16 => 2,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Storage {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+}
+
+/// A contiguous, row-major tensor. Cloning and reshaping share the storage; operations return new tensors.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    storage: Arc<Storage>,
+    shape: Vec<usize>,
+}
+
+const RANK_MAX: usize = 5;
+
+impl Tensor {
+    /// A tensor of `Dtype::F32` from a slice in row-major order.
+    pub fn from_f32(data: &[f32], shape: &[usize]) -> Result<Self> {
+        Self::from_vec(data.to_vec(), shape)
+    }
+
+    /// Like [`Tensor::from_f32`], taking the buffer over without a copy.
+    pub fn from_vec(data: Vec<f32>, shape: &[usize]) -> Result<Self> {
+        check_shape("Tensor::from_f32", data.len(), shape)?;
+        Ok(Self::new(Storage::F32(data), shape))
+    }
+
+    /// A tensor of `Dtype::Bf16` from a slice in row-major order.
+    pub fn from_bf16(data: &[bf16], shape: &[usize]) -> Result<Self> {
+        check_shape("Tensor::from_bf16", data.len(), shape)?;
+        Ok(Self::new(Storage::Bf16(data.to_vec()), shape))
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(shape: &[usize], dtype: Dtype) -> Result<Self> {
+        let len = element_count("Tensor::zeros", shape)?;
+        check_shape("Tensor::zeros", len, shape)?;
+        let storage = match dtype {
+            Dtype::F32 => Storage::F32(vec![0.0; len]),
+            Dtype::Bf16 => Storage::Bf16(vec![bf16::ZERO; len]),
+        };
+        Ok(Self::new(storage, shape))
+    }
+
+    /// Lengths of the dimensions, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match &*self.storage {
+            Storage::F32(v) => v.len(),
+            Storage::Bf16(v) => v.len(),
+        }
+    }
+
+    /// True when there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        match &*self.storage {
+            Storage::F32(_) => Dtype::F32,
+            Storage::Bf16(_) => Dtype::Bf16,
+        }
+    }
+
+    /// Where the storage lives.
+    pub fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    /// The elements as f32, in row-major order.
+    pub fn to_vec_f32(&self) -> Vec<f32> {
+        self.f32_values().into_owned()
+    }
+
+    /// The same values in another element type; shares the storage when the type is already right.
+    pub fn to_dtype(&self, dtype: Dtype) -> Self {
+        match (&*self.storage, dtype) {
+            (Storage::F32(_), Dtype::F32) | (Storage::Bf16(_), Dtype::Bf16) => self.clone(),
+            (Storage::F32(v), Dtype::Bf16) => Self::new(Storage::Bf16(round_bf16(v)), &self.shape),
+            (Storage::Bf16(v), Dtype::F32) => Self::new(Storage::F32(v.to_f32_vec()), &self.shape),
+        }
+    }
+
+    /// The same storage under another shape of as many elements.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
+        check_shape("Tensor::reshape", self.len(), shape)?;
+        Ok(Self { storage: Arc::clone(&self.storage), shape: shape.to_vec() })
+    }
+
+    /// A copy of entries `range` of the outermost dimension (frames of a clip, rows of a matrix).
+    pub fn slice_outer(&self, range: Range<usize>) -> Result<Self> {
+        let outer = self.shape[0];
+        if range.start > range.end || range.end > outer {
+            return argument_error("Tensor::slice_outer", format!("{range:?} is outside of 0..{outer}"));
+        }
+        let inner: usize = self.shape[1..].iter().product();
+        let elements = range.start * inner..range.end * inner;
+        let mut shape = self.shape.clone();
+        shape[0] = range.len();
+        let storage = match &*self.storage {
+            Storage::F32(v) => Storage::F32(v[elements].to_vec()),
+            Storage::Bf16(v) => Storage::Bf16(v[elements].to_vec()),
+        };
+        Ok(Self::new(storage, &shape))
+    }
+
+    /// Tensors joined along the outermost dimension; the other dimensions and the dtypes must agree.
+    pub fn concat_outer(parts: &[&Tensor]) -> Result<Self> {
+        const OP: &str = "Tensor::concat_outer";
+        let Some(first) = parts.first() else { return argument_error(OP, "needs at least one tensor") };
+        if let Some(odd) = parts.iter().find(|p| p.shape[1..] != first.shape[1..]) {
+            return shape_error(OP, format!("{:?} and {:?} differ past the first dimension", first.shape, odd.shape));
+        }
+        let mut shape = first.shape.clone();
+        shape[0] = parts.iter().map(|p| p.shape[0]).sum();
+        match first.dtype() {
+            Dtype::F32 => Ok(Self::new(Storage::F32(join(OP, parts, Tensor::as_f32)?), &shape)),
+            Dtype::Bf16 => Ok(Self::new(Storage::Bf16(join(OP, parts, Tensor::as_bf16)?), &shape)),
+        }
+    }
+
+    /// Element `i` of the result (of `shape`) is element `from(i)` of this tensor.
+    pub(crate) fn rearranged(&self, shape: &[usize], from: impl Fn(usize) -> usize) -> Self {
+        match &*self.storage {
+            Storage::F32(v) => Self::new(Storage::F32((0..v.len()).map(|i| v[from(i)]).collect()), shape),
+            Storage::Bf16(v) => Self::new(Storage::Bf16((0..v.len()).map(|i| v[from(i)]).collect()), shape),
+        }
+    }
+
+    /// Rows `ids` (checked by the caller) of a matrix of width `d`.
+    pub(crate) fn gather_rows(&self, ids: &[u32], d: usize) -> Self {
+        let rows = || ids.iter().map(|&id| id as usize * d..(id as usize + 1) * d);
+        let storage = match &*self.storage {
+            Storage::F32(v) => Storage::F32(rows().flat_map(|r| &v[r]).copied().collect()),
+            Storage::Bf16(v) => Storage::Bf16(rows().flat_map(|r| &v[r]).copied().collect()),
+        };
+        Self::new(storage, &[ids.len(), d])
+    }
+
+    /// Entries `range` (checked by the caller) of the last dimension, as a tensor of `shape`.
+    pub(crate) fn slice_inner(&self, shape: &[usize], range: Range<usize>) -> Self {
+        fn cut<T: Copy>(values: &[T], width: usize, range: &Range<usize>) -> Vec<T> {
+            values.chunks_exact(width.max(1)).flat_map(|row| &row[range.clone()]).copied().collect()
+        }
+        let width = self.shape[self.shape.len() - 1];
+        let storage = match &*self.storage {
+            Storage::F32(v) => Storage::F32(cut(v, width, &range)),
+            Storage::Bf16(v) => Storage::Bf16(cut(v, width, &range)),
+        };
+        Self::new(storage, shape)
+    }
+
+    /// Tensors joined along the last dimension; the caller has checked the other dimensions.
+    pub(crate) fn concat_inner(op: &'static str, parts: &[&Tensor]) -> Result<Self> {
+        let mut shape = parts[0].shape.clone();
+        let last = shape.len() - 1;
+        let rows: usize = shape[..last].iter().product();
+        shape[last] = parts.iter().map(|p| p.shape[last]).sum();
+        match parts[0].dtype() {
+            Dtype::F32 => Ok(Self::new(Storage::F32(interleave(op, parts, rows, Tensor::as_f32)?), &shape)),
+            Dtype::Bf16 => Ok(Self::new(Storage::Bf16(interleave(op, parts, rows, Tensor::as_bf16)?), &shape)),
+        }
+    }
+
+    pub(crate) fn new(storage: Storage, shape: &[usize]) -> Self {
+        Self { storage: Arc::new(storage), shape: shape.to_vec() }
+    }
+
+    /// A result computed in f32, stored as `dtype`. The caller has made the length fit the shape.
+    pub(crate) fn from_result(data: Vec<f32>, shape: &[usize], dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::new(Storage::F32(data), shape),
+            Dtype::Bf16 => Self::new(Storage::Bf16(round_bf16(&data)), shape),
+        }
+    }
+
+    pub(crate) fn as_f32(&self) -> Option<&[f32]> {
+        match &*self.storage {
+            Storage::F32(v) => Some(v),
+            Storage::Bf16(_) => None,
+        }
+    }
+
+    pub(crate) fn as_bf16(&self) -> Option<&[bf16]> {
+        match &*self.storage {
+            Storage::Bf16(v) => Some(v),
+            Storage::F32(_) => None,
+        }
+    }
+
+    /// The elements as f32, without a copy when they are stored so.
+    pub(crate) fn f32_values(&self) -> Cow<'_, [f32]> {
+        match &*self.storage {
+            Storage::F32(v) => Cow::Borrowed(v),
+            Storage::Bf16(v) => Cow::Owned(v.to_f32_vec()),
+        }
+    }
+
+    /// Mutable f32 elements; copies first when the storage is shared.
+    pub(crate) fn f32_mut(&mut self, op: &'static str) -> Result<&mut [f32]> {
+        match Arc::make_mut(&mut self.storage) {
+            Storage::F32(v) => Ok(v),
+            Storage::Bf16(_) => dtype_error(op, "the tensor written to must be f32"),
+        }
+    }
+}
+
+fn join<T: Copy>(op: &'static str, parts: &[&Tensor], view: fn(&Tensor) -> Option<&[T]>) -> Result<Vec<T>> {
+    let mut out = Vec::with_capacity(parts.iter().map(|p| p.len()).sum());
+    for part in parts {
+        match view(part) {
+            Some(values) => out.extend_from_slice(values),
+            None => return dtype_error(op, "the tensors differ in dtype"),
+        }
+    }
+    Ok(out)
+}
+
+/// One row of each part in turn.
+fn interleave<T: Copy>(
+    op: &'static str,
+    parts: &[&Tensor],
+    rows: usize,
+    view: fn(&Tensor) -> Option<&[T]>,
+) -> Result<Vec<T>> {
+    let mut slices = Vec::with_capacity(parts.len());
+    for part in parts {
+        match view(part) {
+            Some(values) => slices.push((values, part.shape[part.shape.len() - 1])),
+            None => return dtype_error(op, "the tensors differ in dtype"),
+        }
+    }
+    let mut out = Vec::with_capacity(parts.iter().map(|p| p.len()).sum());
+    for row in 0..rows {
+        for &(values, width) in &slices {
+            out.extend_from_slice(&values[row * width..][..width]);
+        }
+    }
+    Ok(out)
+}
+
+pub(crate) fn round_bf16(values: &[f32]) -> Vec<bf16> {
+    let mut out = vec![bf16::ZERO; values.len()];
+    out.convert_from_f32_slice(values);
+    out
+}
+
+fn element_count(op: &'static str, shape: &[usize]) -> Result<usize> {
+    match shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n)) {
+        Some(count) => Ok(count),
+        None => shape_error(op, format!("{shape:?} has more elements than can be addressed")),
+    }
+}
+
+fn check_shape(op: &'static str, len: usize, shape: &[usize]) -> Result<()> {
+    if shape.is_empty() || shape.len() > RANK_MAX {
+        return shape_error(op, format!("{shape:?} must have 1 to {RANK_MAX} dimensions"));
+    }
+    let count = element_count(op, shape)?;
+    if count != len {
+        return shape_error(op, format!("{shape:?} has {count} elements, the data {len}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    #[test]
+    fn data_that_does_not_fill_the_shape_is_an_error_not_a_panic() {
+        assert!(matches!(Tensor::from_f32(&[1.0; 5], &[2, 3]), Err(Error::ShapeMismatch { .. })));
+        assert!(matches!(Tensor::from_f32(&[1.0], &[]), Err(Error::ShapeMismatch { .. })));
+        assert!(matches!(Tensor::zeros(&[usize::MAX, 2], Dtype::F32), Err(Error::ShapeMismatch { .. })));
+        assert!(matches!(Tensor::zeros(&[1; 6], Dtype::F32), Err(Error::ShapeMismatch { .. })));
+    }
+
+    #[test]
+    fn bf16_round_trip_keeps_values_that_bf16_can_hold() {
+        let values = [0.0, -1.5, 3.0, 1e30, -2.0f32.powi(-100)];
+        let x = Tensor::from_f32(&values, &[5]).unwrap().to_dtype(Dtype::Bf16);
+        assert_eq!(x.dtype(), Dtype::Bf16);
+        let back = x.to_vec_f32();
+        for (a, b) in values.iter().zip(&back) {
+            assert!((a - b).abs() <= a.abs() / 256.0, "{a} came back as {b}");
+        }
+        assert_eq!(back[1], -1.5);
+    }
+
+    #[test]
+    fn slices_and_concat_are_inverse() {
+        let x = Tensor::from_vec((0..12).map(|i| i as f32).collect(), &[3, 2, 2]).unwrap();
+        let (a, b) = (x.slice_outer(0..1).unwrap(), x.slice_outer(1..3).unwrap());
+        assert_eq!(b.shape(), &[2, 2, 2]);
+        assert_eq!(Tensor::concat_outer(&[&a, &b]).unwrap().to_vec_f32(), x.to_vec_f32());
+        assert!(x.slice_outer(2..4).is_err());
+        assert!(Tensor::concat_outer(&[&a, &b.to_dtype(Dtype::Bf16)]).is_err());
+    }
+
+    #[test]
+    fn writing_to_a_shared_tensor_leaves_the_other_handle_alone() {
+        let mut x = Tensor::zeros(&[2], Dtype::F32).unwrap();
+        let other = x.clone();
+        x.f32_mut("test").unwrap()[0] = 1.0;
+        assert_eq!(other.to_vec_f32(), vec![0.0, 0.0]);
+        assert_eq!(x.to_vec_f32(), vec![1.0, 0.0]);
+    }
+}
