@@ -28,6 +28,9 @@ impl CancelToken {
 pub trait Progress: Send + Sync {
     /// `done` of `total` units (steps, frames) of `stage`; `done == total` ends the stage.
     fn report(&self, stage: Stage, done: u32, total: u32);
+
+    /// `stage` is over, whatever came of it, after `wall_ms` milliseconds on the clock (waiting included).
+    fn finished(&self, _stage: Stage, _wall_ms: u64) {}
 }
 
 /// Drops every report.

@@ -7,11 +7,14 @@ use crate::error::StageResult;
 use crate::frames::Frames;
 use crate::job::{Flow, FunctionRef, JobSpec, KeyFramePosition};
 use crate::request::{GenerationPlan, GenerationRequest, GivenKeyFrame, ModelDefaults};
+use crate::stage::Stage;
 use crate::stage::{
     ApplyEffects, Condition, Diffuse, Direct, DirectorInput, EncodeVideo, EncodedVideo, Interpolate, Plan, Store,
     StoredVideo,
 };
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The implementations that a process was wired with.
 #[derive(Clone)]
@@ -38,7 +41,7 @@ pub async fn run(stages: &Stages, store: &dyn Store, cx: &StageContext, job: &Jo
     let given = given_key_frames(store, job, &defaults).await?;
     let encoded = make(stages, cx, &job.flow, &job.request, given, &job.effects).await?;
     cx.check_cancelled()?;
-    store.store(cx, encoded).await
+    timed(cx, Stage::Store, store.store(cx, encoded)).await
 }
 
 /// The same without a store: for tools that write the file themselves.
@@ -53,7 +56,7 @@ pub async fn make(
     let mut frames = match flow {
         Flow::Staged { prompt_hook } => {
             let request = match prompt_hook {
-                Some(hook) => stages.plan.plan(cx, hook, request.clone()).await?,
+                Some(hook) => timed(cx, Stage::Plan, stages.plan.plan(cx, hook, request.clone())).await?,
                 None => request.clone(),
             };
             let plan = resolve(stages, &request, given)?;
@@ -61,25 +64,26 @@ pub async fn make(
         }
         Flow::Directed { director, input } => {
             let input = DirectorInput { request: request.clone(), input: input.clone(), given };
-            stages.direct.direct(cx, director, input).await?
+            timed(cx, Stage::Plan, stages.direct.direct(cx, director, input)).await?
         }
     };
     for effect in effects {
         cx.check_cancelled()?;
-        frames = stages.apply_effects.apply_effect(cx, effect, frames).await?;
+        frames = timed(cx, Stage::ApplyEffects, stages.apply_effects.apply_effect(cx, effect, frames)).await?;
     }
     cx.check_cancelled()?;
-    stages.encode_video.encode_video(cx, frames).await
+    timed(cx, Stage::EncodeVideo, stages.encode_video.encode_video(cx, frames)).await
 }
 
 /// `condition → diffuse → interpolate`.
 pub async fn generate(stages: &Stages, cx: &StageContext, plan: &GenerationPlan) -> StageResult<Frames> {
     cx.check_may_continue()?;
-    let conditioning = stages.condition.condition(cx, plan).await?;
+    let conditioning = timed(cx, Stage::Condition, stages.condition.condition(cx, plan)).await?;
     cx.check_may_continue()?;
-    let key_frames = stages.diffuse.diffuse(cx, plan, &conditioning).await?;
+    let key_frames = timed(cx, Stage::Diffuse, stages.diffuse.diffuse(cx, plan, &conditioning)).await?;
     cx.check_may_continue()?;
-    stages.interpolate.interpolate(cx, key_frames, plan.frame_count, plan.fps, plan.size).await
+    let frames = stages.interpolate.interpolate(cx, key_frames, plan.frame_count, plan.fps, plan.size);
+    timed(cx, Stage::Interpolate, frames).await
 }
 
 /// Checks a request against its model's defaults and puts the given pictures into their places.
@@ -110,4 +114,12 @@ async fn given_key_frames(
         given.push(GivenKeyFrame { index, frame: store.given_image(&image.object).await? });
     }
     Ok(given)
+}
+
+/// Runs one stage and tells the job's progress how long it took, also when it failed.
+async fn timed<T>(cx: &StageContext, stage: Stage, run: impl Future<Output = StageResult<T>>) -> StageResult<T> {
+    let start = Instant::now();
+    let outcome = run.await;
+    cx.progress.finished(stage, start.elapsed().as_millis() as u64);
+    outcome
 }

@@ -167,7 +167,7 @@ impl GenerationRequest {
             negative_prompt: self.negative_prompt.clone(),
             model: defaults.model.clone(),
             key_frame_size: key_frame_size(size, defaults)?,
-            key_frames: self.checked_key_frames(defaults)?,
+            key_frames,
             steps: in_range("steps", self.steps.unwrap_or(defaults.steps), 1, limits::STEPS_MAX, "steps")?,
             guidance: in_range_f32("guidance", self.guidance.unwrap_or(defaults.guidance), 0.0, 50.0)?,
             shift: in_range_f32("shift", self.shift.unwrap_or(defaults.shift), 0.01, 100.0)?,
