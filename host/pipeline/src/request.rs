@@ -152,8 +152,13 @@ impl GenerationRequest {
         }
         let size = self.size.unwrap_or(defaults.size);
         let size = FrameSize::checked(size.width, size.height)?;
+        let key_frames = self.checked_key_frames(defaults)?;
+        // More key frames show more time, unless the length is given.
+        let natural_ms =
+            u64::from(defaults.duration_ms) * u64::from(key_frames) / u64::from(defaults.key_frames.max(1));
+        let natural_ms = u32::try_from(natural_ms).unwrap_or(u32::MAX);
         let duration_ms =
-            in_range("seconds", self.duration_ms.unwrap_or(defaults.duration_ms), 1, limits::DURATION_MS_MAX, "ms")?;
+            in_range("seconds", self.duration_ms.unwrap_or(natural_ms), 1, limits::DURATION_MS_MAX, "ms")?;
         let fps = in_range("fps", self.fps.unwrap_or(defaults.fps), 1, limits::FPS_MAX, "frames a second")?;
         let frame_count = ((u64::from(duration_ms) * u64::from(fps) + 500) / 1000).max(1) as u32;
         if u64::from(frame_count) * size.rgb_bytes() as u64 > limits::JOB_FRAMES_BYTES_MAX {
