@@ -1,0 +1,375 @@
+//! The command line: names, defaults and help. What a command does stands in `commands/`.
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed: the host's or the network's fault
+  2  the command line was wrong
+  3  the request was refused (bad value, unknown name, no permission)
+  4  the job ran and failed
+
+Environment:
+  ZOETROPE_URL, ZOETROPE_API_KEY   the server and the key of push, invoke, functions, usage, tenants, keys
+  ZOETROPE_LOG                     what is logged, like `info` or `server=debug`";
+
+/// Serverless WebAssembly host for AI video: prompts become key frames, key frames become video, and tenants' own
+/// components may change both.
+#[derive(Debug, Parser)]
+#[command(name = "zoetrope", version, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    /// Print machine-readable lines (JSON) instead of text and progress bars.
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a video through two sample components, on this machine, and show where the time went.
+    #[command(after_help = "\
+Examples:
+  zoetrope demo
+  zoetrope demo --prompt \"a crimson heart growing\" --out heart.mp4")]
+    Demo(Demo),
+
+    /// Serve the HTTP API and run jobs. The first start prints an operator's key.
+    #[command(after_help = "\
+Examples:
+  zoetrope serve
+  zoetrope serve --listen 0.0.0.0:8080 --data-dir /var/lib/zoetrope
+  zoetrope serve --config zoetrope.toml")]
+    Serve(Serve),
+
+    /// Generate a video from a prompt (and pictures) on this machine, without a server.
+    #[command(after_help = "\
+Examples:
+  zoetrope generate --prompt \"a blue circle moves left\" --out a.mp4
+  zoetrope generate --prompt \"a red star grows\" --image first.png --seed 7 --out a.mp4
+  zoetrope generate --model ./Wan2.1-T2V-1.3B-Diffusers --prompt \"a cat\" --size 832x480 --frames 33 --out frames/")]
+    Generate(Box<Generate>),
+
+    /// Put frames between the frames of a video.
+    #[command(after_help = "\
+Examples:
+  zoetrope interpolate clip.mp4 --out smooth.mp4
+  zoetrope interpolate clip.mp4 --fps 60 --out smooth.mp4
+  zoetrope interpolate frames/ --factor 4 --out frames-x4/")]
+    Interpolate(Interpolate),
+
+    /// Compare two videos, or two folders of frames: PSNR and SSIM.
+    #[command(after_help = "Example:\n  zoetrope quality original.mp4 copy.mp4 --json")]
+    Quality(Quality),
+
+    /// Models that requests can name.
+    #[command(subcommand)]
+    Models(Models),
+
+    /// Measure this machine: the model's stages, the sandbox.
+    #[command(after_help = "Examples:\n  zoetrope bench model\n  zoetrope bench sandbox --json")]
+    Bench(Bench),
+
+    /// Upload a component as a function, or a new version of one.
+    #[command(after_help = "Example:\n  zoetrope push my-effect target/wasm32-wasip2/release/my_effect.wasm")]
+    Push(Push),
+
+    /// Run a function on the server and fetch the video.
+    #[command(after_help = "\
+Examples:
+  zoetrope invoke film-grain --prompt \"a red star grows\" --config strength=0.3 --out a.mp4
+  zoetrope invoke storyboard --prompt \"two shots\" --input board.json --out a.mp4")]
+    Invoke(Invoke),
+
+    /// List or remove functions on the server.
+    #[command(subcommand)]
+    Functions(Functions),
+
+    /// What was used, from the server's ledger.
+    #[command(after_help = "Examples:\n  zoetrope usage\n  zoetrope usage --by day --json")]
+    Usage(Usage),
+
+    /// Tenants (operator only).
+    #[command(subcommand)]
+    Tenants(Tenants),
+
+    /// API keys (operator only).
+    #[command(subcommand)]
+    Keys(Keys),
+
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  zoetrope completions bash > ~/.local/share/bash-completion/completions/zoetrope")]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// What to show. The built-in model knows coloured shapes and simple motions.
+    #[arg(long, default_value = "a big crimson star rising at night")]
+    pub prompt: String,
+    /// Where to write the video.
+    #[arg(long, default_value = "demo.mp4", value_hint = ValueHint::FilePath)]
+    pub out: PathBuf,
+    /// Folder of the database, objects and caches.
+    #[arg(long, default_value = server::config::DATA_DIR_DEFAULT, value_hint = ValueHint::DirPath)]
+    pub data_dir: PathBuf,
+    /// Seed of the noise; the same seed gives the same video.
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Configuration file; options given here win over it.
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Address and port [default: 127.0.0.1:8080].
+    #[arg(long)]
+    pub listen: Option<SocketAddr>,
+    /// Folder of the database, objects and caches [default: zoetrope-data].
+    #[arg(long, value_hint = ValueHint::DirPath)]
+    pub data_dir: Option<PathBuf>,
+    /// What this process does [default: gateway,inference,encode].
+    #[arg(long, value_delimiter = ',')]
+    pub roles: Option<Vec<server::Role>>,
+}
+
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// What to show.
+    #[arg(long)]
+    pub prompt: String,
+    /// What to avoid.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub negative: String,
+    /// A folder in diffusers layout, or a model's name; the built-in model by default.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// First key frame (PNG, JPEG, WebP).
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub image: Option<PathBuf>,
+    /// Last key frame.
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub last_image: Option<PathBuf>,
+    /// Sampler steps.
+    #[arg(long, allow_negative_numbers = true)]
+    pub steps: Option<u32>,
+    /// Strength of guidance; 1 switches it off.
+    #[arg(long)]
+    pub guidance: Option<f32>,
+    /// Shift of the noise schedule.
+    #[arg(long)]
+    pub shift: Option<f32>,
+    /// `euler` or `unipc`.
+    #[arg(long)]
+    pub sampler: Option<String>,
+    /// Seed of the noise; drawn and printed when not given.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Size of the video, WIDTHxHEIGHT.
+    #[arg(long)]
+    pub size: Option<String>,
+    /// Frames that the model makes (key frames).
+    #[arg(long)]
+    pub frames: Option<u32>,
+    /// Length of the video in seconds.
+    #[arg(long)]
+    pub seconds: Option<f64>,
+    /// Frames per second of the video.
+    #[arg(long)]
+    pub fps: Option<u32>,
+    #[command(flatten)]
+    pub engine: Engine,
+    /// Initial latent: a safetensors file with the tensor `noise`, f32, in the model's own layout.
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub noise: Option<PathBuf>,
+    /// Write the final latent as the tensor `latents`.
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub dump_latents: Option<PathBuf>,
+    /// An .mp4 file, or a folder for numbered PNG frames.
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Args, Clone)]
+pub struct Engine {
+    /// Arithmetic: `bf16` or `f32`.
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// `auto` or `cpu`.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Threads of the CPU engine; all cores by default.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct Interpolate {
+    /// A video, or a folder of numbered PNG frames.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub input: PathBuf,
+    /// An .mp4 file, or a folder for numbered PNG frames.
+    #[arg(long, default_value = "interpolated.mp4", value_hint = ValueHint::AnyPath)]
+    pub out: PathBuf,
+    /// Frames per second wanted; the length stays.
+    #[arg(long, conflicts_with = "factor")]
+    pub fps: Option<u32>,
+    /// How many times as many frames.
+    #[arg(long, default_value_t = 2)]
+    pub factor: u32,
+    /// `default`, or `blend` for plain cross-fading (the baseline to compare with).
+    #[arg(long, default_value = "default")]
+    pub model: String,
+    #[command(flatten)]
+    pub engine: Engine,
+}
+
+#[derive(Debug, Args)]
+pub struct Quality {
+    /// The reference: a video or a folder of frames.
+    pub reference: PathBuf,
+    /// What is compared with it.
+    pub other: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Models {
+    /// The models that this installation knows.
+    List {
+        /// Configuration file that names more models.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// One model: family, parameters, sizes.
+    Show {
+        /// A name, or a folder in diffusers layout.
+        model: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// What to measure.
+    #[arg(value_enum, default_value_t = BenchTarget::Model)]
+    pub target: BenchTarget,
+    /// Repetitions; the median is printed.
+    #[arg(long, default_value_t = 5)]
+    pub runs: u32,
+    #[command(flatten)]
+    pub engine: Engine,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchTarget {
+    /// Conditioning, diffusion, interpolation of the built-in model.
+    Model,
+    /// Start of an instance, frames through an effect.
+    Sandbox,
+}
+
+#[derive(Debug, Args)]
+pub struct Remote {
+    /// The server.
+    #[arg(long, env = "ZOETROPE_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// The API key.
+    #[arg(long, env = "ZOETROPE_API_KEY", hide_env_values = true)]
+    pub key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Push {
+    /// The function's name: a-z, 0-9 and `-`.
+    pub name: String,
+    /// The component, a .wasm file.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub component: PathBuf,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+#[derive(Debug, Args)]
+pub struct Invoke {
+    /// The function's name.
+    pub name: String,
+    /// What to show.
+    #[arg(long)]
+    pub prompt: String,
+    /// Configuration of this call, NAME=VALUE; may be repeated.
+    #[arg(long = "config", value_name = "NAME=VALUE")]
+    pub config: Vec<String>,
+    /// A director's input: a JSON file.
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub input: Option<PathBuf>,
+    /// Seed of the noise.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Where to write the video.
+    #[arg(long, default_value = "out.mp4", value_hint = ValueHint::FilePath)]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Functions {
+    /// Your functions.
+    List {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Remove a function and its versions.
+    Delete {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Usage {
+    /// Group by `total`, `day`, `model` or `tenant` (operators).
+    #[arg(long, default_value = "total")]
+    pub by: String,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Tenants {
+    /// All tenants.
+    List {
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Make a tenant.
+    Create {
+        /// Its id: a-z, 0-9 and `-`.
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Keys {
+    /// Make a key for a tenant; it is shown once.
+    Create {
+        /// The tenant.
+        tenant: String,
+        /// What it is for.
+        #[arg(long, default_value = "cli")]
+        label: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}

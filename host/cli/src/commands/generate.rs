@@ -1,0 +1,72 @@
+//! `generate`.
+
+use crate::args::{Engine, Generate};
+use crate::failure::{CommandResult, Failure};
+use crate::output::Output;
+use crate::progress::StageBars;
+use pipeline::{GenerationRequest, Lane, StageContext};
+use serde_json::json;
+use server::OpenError;
+use server::local::{EngineOptions, LocalEngine, LocalGeneration};
+
+impl Engine {
+    /// The options of the local engine, for a model.
+    pub fn options(&self, model: Option<String>) -> EngineOptions {
+        EngineOptions { model, dtype: self.dtype.clone(), device: self.device.clone(), threads: self.threads }
+    }
+}
+
+/// Starts the local engine.
+pub fn start(options: &EngineOptions) -> Result<LocalEngine, Failure> {
+    LocalEngine::start(options).map_err(|error| match error {
+        OpenError::Engine(error) => error.into(),
+        other => Failure::failed(other.to_string()),
+    })
+}
+
+/// Generates one video.
+pub async fn run(args: Generate, output: Output) -> CommandResult {
+    let request = request(&args)?;
+    let engine = start(&args.engine.options(args.model.clone()))?;
+    let bars = StageBars::new(output);
+    let cx = StageContext { progress: bars.clone(), ..StageContext::unmetered(Lane(0)) };
+    let job = LocalGeneration {
+        request,
+        first: args.image,
+        last: args.last_image,
+        noise: args.noise,
+        dump_latents: args.dump_latents,
+        out: args.out.clone(),
+    };
+    let plan = engine.generate(&cx, job).await?;
+    let out = args.out.display().to_string();
+    let text = format!("{out}: {} frames of {} at {} fps, seed {}", plan.frame_count, plan.size, plan.fps, plan.seed);
+    let value = json!({
+        "event": "done", "out": out, "frames": plan.frame_count, "size": plan.size.to_string(), "fps": plan.fps,
+        "seed": plan.seed, "usage": cx.meter.snapshot(), "wall_ms": bars.wall_ms(),
+    });
+    output.result(&value, &text);
+    Ok(())
+}
+
+fn request(args: &Generate) -> Result<GenerationRequest, Failure> {
+    let duration_ms = match args.seconds {
+        None => None,
+        Some(seconds) if seconds > 0.0 && seconds < 1e6 => Some((seconds * 1000.0).round() as u32),
+        Some(_) => return Err(Failure::refused("--seconds must be more than 0")),
+    };
+    Ok(GenerationRequest {
+        prompt: args.prompt.clone(),
+        negative_prompt: args.negative.clone(),
+        model: None,
+        size: args.size.as_deref().map(str::parse).transpose()?,
+        duration_ms,
+        fps: args.fps,
+        key_frames: args.frames,
+        steps: args.steps,
+        guidance: args.guidance,
+        shift: args.shift,
+        sampler: args.sampler.as_deref().map(str::parse).transpose()?,
+        seed: args.seed,
+    })
+}

@@ -1,0 +1,160 @@
+//! What `zoetrope bench` measures on the user's own machine. Medians over runs; ratios against peers are made by
+//! running both on one machine, never by comparing figures from two.
+
+use crate::local::LocalEngine;
+use crate::platform::OpenError;
+use async_trait::async_trait;
+use pipeline::{
+    ApplyEffects, Condition, Conditioning, Diffuse, Digest, Frame, FrameSize, Frames, FunctionCatalog, FunctionRef,
+    GenerationPlan, GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, Plan, StageContext, StageError,
+    StageResult,
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+use wasm_runtime::{Limits, RuntimeConfig, Services, TracingLog, WasmRuntime};
+
+/// One measured thing.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    /// What was measured.
+    pub name: String,
+    /// Median wall time of one run, in microseconds.
+    pub median_us: u64,
+    /// Shortest run, in microseconds.
+    pub min_us: u64,
+    /// How many runs.
+    pub runs: u32,
+}
+
+/// Times the stages of the default plan of the engine's model.
+pub async fn model(engine: &LocalEngine, runs: u32) -> StageResult<Vec<Measured>> {
+    let request = GenerationRequest { prompt: "a red star moves up".to_owned(), seed: Some(0), ..Default::default() };
+    let plan = request.resolve(&engine.defaults()?, 0)?;
+    let (mut condition, mut diffuse, mut interpolate) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 0..runs.max(1) {
+        let cx = StageContext::unmetered(Lane(0));
+        // Another prompt each time: a cached one would cost nothing.
+        let plan = GenerationPlan { prompt: format!("{} {run}", plan.prompt), ..plan.clone() };
+        let conditioning = timed(&mut condition, engine.engine().condition(&cx, &plan)).await?;
+        let keys = timed(&mut diffuse, engine.engine().diffuse(&cx, &plan, &conditioning)).await?;
+        timed(&mut interpolate, engine.engine().interpolate(&cx, keys, plan.frame_count, plan.fps, plan.size)).await?;
+    }
+    Ok(vec![
+        measured("condition: two prompts".to_owned(), condition),
+        measured(format!("diffuse: {} steps, {} key frames of {}", plan.steps, plan.key_frames, plan.key_frame_size), diffuse),
+        measured(format!("interpolate: {} frames of {}", plan.frame_count, plan.size), interpolate),
+    ])
+}
+
+/// Times calls into components: `hook`, `simple` (bytes) and `frame` (handles), over frames of `size`.
+pub async fn sandbox(hook: &[u8], simple: &[u8], frame: &[u8], size: FrameSize, runs: u32) -> Result<Vec<Measured>, OpenError> {
+    let cache = tempfile::tempdir().map_err(|source| OpenError::DataDir { path: "temporary".to_owned(), source })?;
+    let catalog = Arc::new(InMemory::default());
+    let runtime = runtime(cache.path(), catalog.clone())?;
+    let cx = StageContext::unmetered(Lane(0));
+    let engine_error = OpenError::Engine;
+    let mut results = Vec::new();
+    let hook = catalog.add(&runtime, "hook", hook).await.map_err(engine_error)?;
+    let request = GenerationRequest { prompt: "a crimson ball".to_owned(), ..Default::default() };
+    let mut times = Vec::new();
+    for _ in 0..runs.max(1) * 100 {
+        timed(&mut times, runtime.plan(&cx, &hook, request.clone())).await.map_err(engine_error)?;
+    }
+    results.push(measured("prompt hook: instance, call, drop".to_owned(), times));
+    for (name, component) in [("simple effect (bytes)", simple), ("frame effect (handles)", frame)] {
+        let effect = catalog.add(&runtime, "effect", component).await.map_err(engine_error)?;
+        let mut times = Vec::new();
+        for _ in 0..runs.max(1) {
+            let frames = Frames { frames: vec![grey(size); FRAMES], fps: 24 };
+            timed(&mut times, runtime.apply_effect(&cx, &effect, frames)).await.map_err(engine_error)?;
+        }
+        results.push(measured(format!("{name}: {FRAMES} frames of {size}"), times));
+    }
+    Ok(results)
+}
+
+const FRAMES: usize = 24;
+
+fn grey(size: FrameSize) -> Frame {
+    Frame::new(size, vec![128; size.rgb_bytes()]).expect("the bytes are as many as the size says")
+}
+
+async fn timed<T>(times: &mut Vec<u64>, run: impl Future<Output = StageResult<T>>) -> StageResult<T> {
+    let start = Instant::now();
+    let outcome = run.await;
+    times.push(start.elapsed().as_micros() as u64);
+    outcome
+}
+
+fn measured(name: String, mut times: Vec<u64>) -> Measured {
+    times.sort_unstable();
+    let middle = times.get(times.len() / 2).copied().unwrap_or(0);
+    Measured { name, median_us: middle, min_us: times.first().copied().unwrap_or(0), runs: times.len() as u32 }
+}
+
+fn runtime(cache: &Path, catalog: Arc<InMemory>) -> Result<WasmRuntime, OpenError> {
+    let services = Services {
+        catalog,
+        condition: Arc::new(NoEngine),
+        diffuse: Arc::new(NoEngine),
+        interpolate: Arc::new(NoEngine),
+        log: Arc::new(TracingLog),
+    };
+    Ok(WasmRuntime::new(RuntimeConfig { cache_dir: cache.to_owned(), limits: Limits::default() }, services)?)
+}
+
+/// Components by digest, in memory.
+#[derive(Default)]
+struct InMemory(Mutex<BTreeMap<Digest, Vec<u8>>>);
+
+impl InMemory {
+    async fn add(&self, runtime: &WasmRuntime, name: &str, component: &[u8]) -> StageResult<FunctionRef> {
+        let valid = runtime.validate(component).await.map_err(|error| StageError::Internal(error.to_string()))?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(valid.digest, component.to_vec());
+        let name = name.parse().map_err(|error| StageError::Internal(format!("{error}")))?;
+        Ok(FunctionRef { name, digest: valid.digest, config: BTreeMap::new() })
+    }
+}
+
+#[async_trait]
+impl FunctionCatalog for InMemory {
+    async fn component(&self, digest: &Digest) -> StageResult<Vec<u8>> {
+        let components = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        components.get(digest).cloned().ok_or_else(|| StageError::Unavailable("no such component".to_owned()))
+    }
+}
+
+/// Stands where the engine would be: the sandbox is measured without it.
+struct NoEngine;
+
+fn no_engine<T>() -> StageResult<T> {
+    Err(StageError::Unavailable("the sandbox benchmark has no engine".to_owned()))
+}
+
+#[async_trait]
+impl Condition for NoEngine {
+    async fn condition(&self, _: &StageContext, _: &GenerationPlan) -> StageResult<Conditioning> {
+        no_engine()
+    }
+}
+
+#[async_trait]
+impl Diffuse for NoEngine {
+    fn defaults(&self, _: Option<&str>) -> StageResult<ModelDefaults> {
+        no_engine()
+    }
+
+    async fn diffuse(&self, _: &StageContext, _: &GenerationPlan, _: &Conditioning) -> StageResult<KeyFrames> {
+        no_engine()
+    }
+}
+
+#[async_trait]
+impl Interpolate for NoEngine {
+    async fn interpolate(&self, _: &StageContext, _: KeyFrames, _: u32, _: u32, _: FrameSize) -> StageResult<Frames> {
+        no_engine()
+    }
+}

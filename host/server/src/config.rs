@@ -1,0 +1,196 @@
+//! What an operator may set. [`ConfigFile`] is the file as written, [`Config`] the checked values that the code uses.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use thiserror::Error;
+
+/// The configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file is not there or not readable.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not of the expected form.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: toml::de::Error,
+    },
+    /// A value is out of range or does not fit another.
+    #[error("{field}: {message}")]
+    Invalid {
+        /// The key in the file, or the option.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+/// What a process does for the platform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Serves HTTP and admits jobs.
+    Gateway,
+    /// Owns a device and runs jobs.
+    Inference,
+    /// Encodes video.
+    Encode,
+}
+
+impl FromStr for Role {
+    type Err = ConfigError;
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "gateway" => Ok(Self::Gateway),
+            "inference" => Ok(Self::Inference),
+            "encode" => Ok(Self::Encode),
+            _ => Err(invalid("roles", format!("there is no role `{text}`: choose from gateway, inference, encode"))),
+        }
+    }
+}
+
+/// The configuration file, TOML. Every key may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConfigFile {
+    /// Address and port to listen on.
+    pub listen: Option<SocketAddr>,
+    /// Folder of the database, objects and caches.
+    pub data_dir: Option<PathBuf>,
+    /// What this process does.
+    pub roles: Option<Vec<Role>>,
+    /// Models by name: folders in diffusers layout.
+    pub models: BTreeMap<String, PathBuf>,
+    /// `f32` or `bf16`.
+    pub dtype: Option<String>,
+    /// Threads of the CPU engine.
+    pub device_threads: Option<usize>,
+    /// Jobs that run at a time.
+    pub jobs_parallel_max: Option<u32>,
+    /// Device milliseconds reserved for a job: its budget.
+    pub job_gpu_budget_ms: Option<u64>,
+}
+
+/// Checked values.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// Folder of the database, objects and caches.
+    pub data_dir: PathBuf,
+    /// What this process does.
+    pub roles: Vec<Role>,
+    /// Models by name: folders in diffusers layout.
+    pub models: Vec<(String, PathBuf)>,
+    /// Arithmetic of the engine; none takes the engine's default.
+    pub dtype: Option<String>,
+    /// Threads of the CPU engine; none takes all.
+    pub device_threads: Option<usize>,
+    /// Jobs that run at a time. The device queue shares the device among them, step by step.
+    pub jobs_parallel_max: u32,
+    /// Device milliseconds reserved for a job: its budget.
+    pub job_gpu_budget_ms: u64,
+}
+
+/// Where data lies when nobody says otherwise.
+pub const DATA_DIR_DEFAULT: &str = "zoetrope-data";
+/// Where the server listens when nobody says otherwise: this machine only.
+pub const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+const JOBS_PARALLEL_MAX: u32 = 256;
+
+impl ConfigFile {
+    /// Reads a file; none gives the defaults.
+    pub fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source })
+    }
+}
+
+impl Config {
+    /// Checks the values of a file.
+    pub fn checked(file: ConfigFile) -> Result<Self, ConfigError> {
+        let roles = file.roles.unwrap_or_else(|| vec![Role::Gateway, Role::Inference, Role::Encode]);
+        if roles.is_empty() {
+            return Err(invalid("roles", "name at least one of gateway, inference, encode".to_owned()));
+        }
+        if roles.contains(&Role::Inference) != roles.contains(&Role::Encode) {
+            return Err(invalid("roles", "`inference` and `encode` run in one process: name both or neither".to_owned()));
+        }
+        let jobs_parallel_max = file.jobs_parallel_max.unwrap_or(2);
+        if !(1..=JOBS_PARALLEL_MAX).contains(&jobs_parallel_max) {
+            return Err(invalid("jobs_parallel_max", format!("choose between 1 and {JOBS_PARALLEL_MAX}")));
+        }
+        let job_gpu_budget_ms = file.job_gpu_budget_ms.unwrap_or(10 * 60 * 1000);
+        if job_gpu_budget_ms == 0 {
+            return Err(invalid("job_gpu_budget_ms", "a job without a budget can never run: set more than 0".to_owned()));
+        }
+        Ok(Self {
+            listen: file.listen.unwrap_or(LISTEN_DEFAULT),
+            data_dir: file.data_dir.unwrap_or_else(|| DATA_DIR_DEFAULT.into()),
+            roles,
+            models: file.models.into_iter().collect(),
+            dtype: file.dtype,
+            device_threads: file.device_threads,
+            jobs_parallel_max,
+            job_gpu_budget_ms,
+        })
+    }
+
+    /// The defaults with another data folder.
+    pub fn in_folder(data_dir: &Path) -> Self {
+        let file = ConfigFile { data_dir: Some(data_dir.to_owned()), ..ConfigFile::default() };
+        Self::checked(file).expect("the defaults are valid")
+    }
+
+    /// Whether this process serves HTTP.
+    pub fn is_gateway(&self) -> bool {
+        self.roles.contains(&Role::Gateway)
+    }
+
+    /// Whether this process runs jobs.
+    pub fn runs_jobs(&self) -> bool {
+        self.roles.contains(&Role::Inference)
+    }
+}
+
+fn invalid(field: &'static str, message: String) -> ConfigError {
+    ConfigError::Invalid { field, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_example_is_valid() {
+        let file: ConfigFile = toml::from_str(include_str!("../../../deploy/zoetrope.toml")).unwrap();
+        let config = Config::checked(file).unwrap();
+        assert!(config.is_gateway() && config.runs_jobs());
+    }
+
+    #[test]
+    fn a_misspelt_key_is_an_error() {
+        assert!(toml::from_str::<ConfigFile>("listn = \"127.0.0.1:1\"").is_err());
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused_with_their_key() {
+        let refused = |text: &str| Config::checked(toml::from_str(text).unwrap()).unwrap_err().to_string();
+        assert!(refused("roles = []").starts_with("roles:"));
+        assert!(refused("roles = [\"inference\"]").starts_with("roles:"));
+        assert!(refused("jobs_parallel_max = 0").starts_with("jobs_parallel_max:"));
+        assert!(refused("job_gpu_budget_ms = 0").starts_with("job_gpu_budget_ms:"));
+    }
+}
