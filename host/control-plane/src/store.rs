@@ -138,3 +138,30 @@ pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
     OsRng.try_fill_bytes(&mut bytes).expect("the operating system gives random bytes");
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pipeline::ManualClock;
+
+    #[tokio::test]
+    async fn a_write_is_on_the_disk_when_it_returns_and_references_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::at(0));
+        let store = SqliteStore::open(&folder.path().join("db"), clock, StoreConfig::default()).await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *tx).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut *tx).await.unwrap();
+        let foreign_keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&mut *tx).await.unwrap();
+        const FULL: i64 = 2;
+        assert_eq!((journal.as_str(), synchronous, foreign_keys), ("wal", FULL, 1));
+    }
+
+    #[tokio::test]
+    async fn the_reading_connections_cannot_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::at(0));
+        let store = SqliteStore::open(&folder.path().join("db"), clock, StoreConfig::default()).await.unwrap();
+        assert!(sqlx::query("DELETE FROM jobs").execute(store.read()).await.is_err());
+    }
+}
