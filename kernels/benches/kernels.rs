@@ -1,1 +1,443 @@
-fn main() {}
+//! Speed of each operation at the shapes of our models, beside the machine's measured peak.
+//!
+//! `cargo bench -p kernels [-- FILTER]` prints for every case the wall time, the processor time of the whole process (the
+//! figure to trust on a shared machine: it does not count what other processes took), the rate by processor time, and its
+//! share of one core's measured peak (multiplication rate for arithmetic, bandwidth for copies).
+#![allow(clippy::print_stdout, reason = "a benchmark prints")]
+#![allow(unsafe_code, reason = "processor time and the peak probe use raw calls")]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use kernels::{
+    Activation, CausalConv3d, Dtype, PackedConv2d, PackedConvTranspose2d, PackedLinear, Padding, RopeTable, Tensor,
+};
+
+/// Seconds of processor time that this process has used on all threads.
+fn processor_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a valid timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// What a case moves or multiplies, to relate its time to a peak.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Floating-point operations, with the dtype of the multiplications.
+    Flop(f64, Dtype),
+    /// Bytes read and written, each counted once.
+    Bytes(f64),
+}
+
+struct Bench {
+    filter: String,
+    peak_f32: f64,
+    peak_bf16: f64,
+    peak_bytes: f64,
+}
+
+impl Bench {
+    fn case<R>(&self, name: &str, work: Work, mut run: impl FnMut() -> R) {
+        if !name.contains(&self.filter) {
+            return;
+        }
+        black_box(run());
+        let (mut wall, mut processor) = (Vec::new(), Vec::new());
+        let started = Instant::now();
+        while wall.len() < 5 || (started.elapsed() < Duration::from_millis(300) && wall.len() < 200) {
+            let (begin, used) = (Instant::now(), processor_seconds());
+            black_box(run());
+            processor.push(processor_seconds() - used);
+            wall.push(begin.elapsed().as_secs_f64());
+        }
+        wall.sort_by(f64::total_cmp);
+        processor.sort_by(f64::total_cmp);
+        let (wall_ms, cpu) = (wall[wall.len() / 2] * 1e3, processor[processor.len() / 2]);
+        let (amount, peak, unit) = match work {
+            Work::Flop(flop, Dtype::F32) => (flop, self.peak_f32, "GFLOP/s"),
+            Work::Flop(flop, Dtype::Bf16) => (flop, self.peak_bf16, "GFLOP/s"),
+            Work::Bytes(bytes) => (bytes, self.peak_bytes, "GB/s"),
+        };
+        let rate = amount / cpu;
+        let share = 100.0 * rate / peak;
+        println!("{name:<44} {wall_ms:>9.3} ms {:>9.3} ms {:>8.1} {unit:<7} {share:>5.1} %", cpu * 1e3, rate / 1e9);
+    }
+}
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
+    let (peak_f32, peak_bf16) = peak::multiply_rates();
+    let bench = Bench { filter, peak_f32, peak_bf16, peak_bytes: peak::copy_rate() };
+    println!(
+        "level {:?}, {} threads; peak of one core: f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, copy {:.1} GB/s",
+        kernels::simd::level(),
+        rayon::current_num_threads(),
+        peak_f32 / 1e9,
+        peak_bf16 / 1e9,
+        bench.peak_bytes / 1e9
+    );
+    println!("{:<44} {:>12} {:>12} {:>16} {:>7}", "case", "wall", "processor", "rate", "peak");
+    linear(&bench);
+    attention(&bench);
+    rows(&bench);
+    convolutions(&bench);
+    pictures(&bench);
+    dit_block(&bench);
+}
+
+fn noise(shape: &[usize], dtype: Dtype) -> Tensor {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let values = (0..shape.iter().product()).map(|_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    });
+    Tensor::from_vec(values.collect(), shape).expect("a valid shape").to_dtype(dtype)
+}
+
+fn packed(n: usize, k: usize, dtype: Dtype) -> PackedLinear {
+    PackedLinear::new(&noise(&[n, k], Dtype::F32), Some(&noise(&[n], Dtype::F32)), dtype).expect("a valid weight")
+}
+
+const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+
+fn linear(bench: &Bench) {
+    let shapes =
+        [(1024, 1536, 384), (1024, 384, 1536), (512, 384, 384), (64, 384, 384), (1, 2304, 384), (1021, 100, 97)];
+    for (m, n, k) in shapes {
+        for dtype in DTYPES {
+            let (x, w) = (noise(&[m, k], dtype), packed(n, k, dtype));
+            let work = Work::Flop(2.0 * (m * n * k) as f64, dtype);
+            bench.case(&format!("linear {m}x{n}x{k} {dtype:?}"), work, || {
+                kernels::linear(&x, &w, Activation::None, dtype)
+            });
+            if (m, n) == (1024, 1536) {
+                bench.case(&format!("linear+gelu_tanh {m}x{n}x{k} {dtype:?}"), work, || {
+                    kernels::linear(&x, &w, Activation::GeluTanh, dtype)
+                });
+            }
+        }
+    }
+}
+
+fn attention(bench: &Bench) {
+    for (tq, tk, heads, hd) in [(1024, 1024, 6, 64), (512, 512, 6, 64), (512, 64, 6, 64), (4096, 4096, 2, 128)] {
+        for dtype in DTYPES {
+            let (q, k) = (noise(&[tq, heads * hd], dtype), noise(&[tk, heads * hd], dtype));
+            let work = Work::Flop(4.0 * (tq * tk * heads * hd) as f64, dtype);
+            bench.case(&format!("attention {tq}x{tk} {heads}x{hd} {dtype:?}"), work, || {
+                kernels::attention(&q, &k, &k, heads, 0.125, None, None)
+            });
+        }
+    }
+}
+
+fn rows(bench: &Bench) {
+    let (t, d) = (1024, 384);
+    for dtype in DTYPES {
+        let x = noise(&[t, d], Dtype::F32);
+        let y = x.to_dtype(dtype);
+        let v = noise(&[d], Dtype::F32);
+        let table = RopeTable::wan(64, [8, 8, 16]).expect("a valid grid");
+        let size = dtype.size_bytes() as f64;
+        let count = (t * d) as f64;
+        bench.case(&format!("layer_norm_modulate {t}x{d} -> {dtype:?}"), Work::Bytes(count * (4.0 + size)), || {
+            kernels::layer_norm_modulate(&x, &v, &v, 1e-6, dtype)
+        });
+        bench.case(&format!("rms_norm {t}x{d} {dtype:?}"), Work::Bytes(count * 2.0 * size), || {
+            kernels::rms_norm(&y, &v, 1e-6, dtype)
+        });
+        bench
+            .case(&format!("rope {t}x{d} {dtype:?}"), Work::Bytes(count * 2.0 * size), || kernels::rope(&y, 6, &table));
+        let clip = noise(&[1, 128, 128, 96], dtype);
+        let gamma = noise(&[96], Dtype::F32);
+        bench.case(
+            &format!("channel_norm_silu 128x128x96 {dtype:?}"),
+            Work::Bytes(clip.len() as f64 * 2.0 * size),
+            || kernels::channel_norm_silu(&clip, &gamma, true),
+        );
+        bench.case(
+            &format!("elementwise silu 128x128x96 {dtype:?}"),
+            Work::Bytes(clip.len() as f64 * 2.0 * size),
+            || kernels::activate(&clip, Activation::Silu),
+        );
+        bench.case(
+            &format!("elementwise guide 128x128x96 {dtype:?}"),
+            Work::Bytes(clip.len() as f64 * 3.0 * size),
+            || kernels::guide(&clip, &clip, 5.0),
+        );
+    }
+}
+
+fn convolutions(bench: &Bench) {
+    // VAE decoder widths at the sizes they have for a 128² picture, then IFNet's at 640x272.
+    let cases = [
+        (64, 64, 128, 128, 1),
+        (16, 96, 16, 16, 1),
+        (96, 96, 16, 16, 1),
+        (96, 96, 32, 32, 1),
+        (48, 48, 64, 64, 1),
+        (24, 24, 128, 128, 1),
+        (24, 3, 128, 128, 1),
+        (3, 16, 272, 640, 2),
+        (16, 16, 136, 320, 1),
+        (28, 32, 272, 640, 2),
+        (32, 32, 68, 160, 1),
+        (64, 64, 68, 160, 1),
+    ];
+    for (cin, cout, h, w, stride) in cases {
+        for dtype in DTYPES {
+            let weight = noise(&[cout, cin, 3, 3], Dtype::F32);
+            let conv = PackedConv2d::new(&weight, None, stride, Padding::all(1), dtype).expect("a valid kernel");
+            let x = noise(&[h, w, cin], dtype);
+            let flop = 18.0 * (h * w * cin * cout) as f64 / (stride * stride) as f64;
+            let name = format!("conv2d {cin}->{cout} {h}x{w} /{stride} {dtype:?}");
+            bench.case(&name, Work::Flop(flop, dtype), || kernels::conv2d(&x, &conv, Activation::LeakyRelu(0.2), None));
+        }
+    }
+    for dtype in DTYPES {
+        let weight = noise(&[48, 48, 3, 3, 3], Dtype::F32);
+        let conv = CausalConv3d::new(&weight, None, 1, 1, Padding::all(1), dtype).expect("a valid kernel");
+        let (x, cache) = (noise(&[4, 64, 64, 48], dtype), noise(&[2, 64, 64, 48], dtype));
+        let flop = 54.0 * (4 * 64 * 64 * 48 * 48) as f64;
+        bench.case(&format!("causal_conv3d 48->48 4x64x64 {dtype:?}"), Work::Flop(flop, dtype), || {
+            kernels::causal_conv3d(&x, Some(&cache), &conv, Activation::None, None)
+        });
+        for (cin, cout, h, w) in [(64, 52, 34, 80), (16, 4, 136, 320)] {
+            let deconv = PackedConvTranspose2d::new(&noise(&[cin, cout, 4, 4], Dtype::F32), None, dtype);
+            let deconv = deconv.expect("a valid kernel");
+            let x = noise(&[h, w, cin], dtype);
+            let flop = 32.0 * (h * w * cin * cout) as f64;
+            bench.case(&format!("conv_transpose2d {cin}->{cout} {h}x{w} {dtype:?}"), Work::Flop(flop, dtype), || {
+                kernels::conv_transpose2d(&x, &deconv, Activation::None)
+            });
+        }
+    }
+}
+
+fn pictures(bench: &Bench) {
+    let (h, w) = (272, 640);
+    let flow = noise(&[h, w, 2], Dtype::F32);
+    for c in [3, 8, 64] {
+        let image = noise(&[h, w, c], Dtype::F32);
+        let bytes = (h * w * (2 * c + 2) * 4) as f64;
+        bench.case(&format!("backward_warp {h}x{w}x{c}"), Work::Bytes(bytes), || kernels::backward_warp(&image, &flow));
+    }
+    let image = noise(&[h, w, 8], Dtype::F32);
+    let bytes = image.len() as f64 * 4.0;
+    bench.case("resize_bilinear 272x640x8 /2", Work::Bytes(bytes * 1.25), || {
+        kernels::resize_bilinear(&image, h / 2, w / 2)
+    });
+    bench.case("resize_bilinear 272x640x8 x2", Work::Bytes(bytes * 5.0), || {
+        kernels::resize_bilinear(&image, h * 2, w * 2)
+    });
+    bench.case("pixel_shuffle2x 272x640x8", Work::Bytes(bytes * 2.0), || kernels::pixel_shuffle2x(&image));
+    bench.case("upsample_nearest2x 272x640x8", Work::Bytes(bytes * 5.0), || kernels::upsample_nearest2x(&image));
+    let (mask, rgb) = (noise(&[h, w, 1], Dtype::F32), noise(&[h, w, 3], Dtype::F32));
+    bench.case("blend_mask 272x640x3", Work::Bytes((h * w * 10 * 4) as f64), || kernels::blend_mask(&rgb, &rgb, &mask));
+    bench.case("concat_channels 272x640x(8+3)", Work::Bytes((h * w * 22 * 4) as f64), || {
+        kernels::concat_channels(&[&image, &rgb])
+    });
+}
+
+/// One transformer block of the default model's shape, as the video model runs it.
+fn dit_block(bench: &Bench) {
+    let (t, s, d, ffn, heads) = (1024, 64, 384, 1536, 6);
+    for dtype in DTYPES {
+        let square = || packed(d, d, dtype);
+        let (q, k, v, o) = (square(), square(), square(), square());
+        let (cq, ck, cv, co) = (square(), square(), square(), square());
+        let (up, down) = (packed(ffn, d, dtype), packed(d, ffn, dtype));
+        let (x, text, vector) = (noise(&[t, d], Dtype::F32), noise(&[s, d], dtype), noise(&[d], Dtype::F32));
+        let table = RopeTable::wan(d / heads, [8, 8, 16]).expect("a valid grid");
+        let block = || -> kernels::Result<Tensor> {
+            let mut x = x.clone();
+            let h = kernels::layer_norm_modulate(&x, &vector, &vector, 1e-6, dtype)?;
+            let project = |h: &Tensor, w: &PackedLinear| kernels::linear(h, w, Activation::None, dtype);
+            let normed = |h: &Tensor, w: &PackedLinear| kernels::rms_norm(&project(h, w)?, &vector, 1e-6, dtype);
+            let rotated = |h: &Tensor, w: &PackedLinear| kernels::rope(&normed(h, w)?, heads, &table);
+            let a =
+                kernels::attention(&rotated(&h, &q)?, &rotated(&h, &k)?, &project(&h, &v)?, heads, 0.125, None, None)?;
+            kernels::linear_residual(&a, &o, Some(&vector), &mut x)?;
+            let h = kernels::layer_norm(&x, Some(&vector), Some(&vector), 1e-6, dtype)?;
+            let a = kernels::attention(
+                &normed(&h, &cq)?,
+                &normed(&text, &ck)?,
+                &project(&text, &cv)?,
+                heads,
+                0.125,
+                None,
+                None,
+            )?;
+            kernels::linear_residual(&a, &co, None, &mut x)?;
+            let h = kernels::layer_norm_modulate(&x, &vector, &vector, 1e-6, dtype)?;
+            let h = kernels::linear(&h, &up, Activation::GeluTanh, dtype)?;
+            kernels::linear_residual(&h, &down, Some(&vector), &mut x)?;
+            Ok(x)
+        };
+        let products = t * (6 * d * d + 2 * d * ffn) + 2 * s * d * d;
+        let flop = 2.0 * products as f64 + 4.0 * (t * (t + s) * d) as f64;
+        bench.case(&format!("dit_block {t} tokens x{d} {dtype:?}"), Work::Flop(flop, dtype), block);
+    }
+}
+
+/// What one core can do at best.
+mod peak {
+    use std::hint::black_box;
+
+    use kernels::simd::Level;
+
+    use super::processor_seconds;
+
+    /// Best of some runs of `work` amounts per call, per second of processor time.
+    fn best(work: f64, mut run: impl FnMut()) -> f64 {
+        let mut seconds = f64::INFINITY;
+        for _ in 0..20 {
+            let begin = processor_seconds();
+            run();
+            seconds = seconds.min(processor_seconds() - begin);
+        }
+        work / seconds
+    }
+
+    /// Bytes read and written by a copy between buffers larger than the second-level cache.
+    pub(crate) fn copy_rate() -> f64 {
+        let (from, mut to) = (vec![1.0f32; 16 << 20], vec![0.0f32; 16 << 20]);
+        best(2.0 * 4.0 * from.len() as f64, || black_box(&mut to).copy_from_slice(black_box(&from)))
+    }
+
+    /// FLOP/s of independent f32 multiply-adds and of bf16 dot products (f32 again where there are none).
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn multiply_rates() -> (f64, f64) {
+        const ROUNDS: usize = 300_000;
+        let flop = |lanes: f64| ROUNDS as f64 * 24.0 * lanes * 2.0;
+        let avx512_rate = || {
+            // SAFETY: called for levels that include AVX-512, which were detected.
+            best(flop(16.0), || unsafe {
+                black_box(avx512(ROUNDS));
+            })
+        };
+        match kernels::simd::level() {
+            Level::Amx => {
+                // SAFETY: the level in force was detected on this machine.
+                let bf16 = best(flop(2.0 * 16.0 * 16.0), || unsafe { amx(ROUNDS) });
+                (avx512_rate(), bf16)
+            }
+            Level::Avx512Bf16 => {
+                // SAFETY: as above.
+                let bf16 = best(flop(32.0), || unsafe {
+                    black_box(avx512_bf16(ROUNDS));
+                });
+                (avx512_rate(), bf16)
+            }
+            Level::Avx512 => (avx512_rate(), avx512_rate()),
+            Level::Avx2 => {
+                // SAFETY: as above.
+                let rate = best(flop(4.0), || unsafe {
+                    black_box(avx2(ROUNDS));
+                });
+                (rate, rate)
+            }
+            _ => portable(),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn multiply_rates() -> (f64, f64) {
+        portable()
+    }
+
+    fn portable() -> (f64, f64) {
+        const ROUNDS: usize = 1_000_000;
+        let rate = best(ROUNDS as f64 * 64.0, || {
+            let (mut sums, factor) = ([0.0f32; 32], black_box(0.5f32));
+            for _ in 0..ROUNDS {
+                sums = sums.map(|s| s * factor + factor);
+            }
+            black_box(sums);
+        });
+        (rate, rate)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    use std::arch::x86_64::*;
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    fn avx512(rounds: usize) -> f32 {
+        let a = black_box(_mm512_set1_ps(1e-9));
+        let mut sums = [_mm512_setzero_ps(); 24];
+        for _ in 0..rounds {
+            for s in &mut sums {
+                *s = _mm512_fmadd_ps(a, a, *s);
+            }
+        }
+        let mut sum = 0.0;
+        for s in sums {
+            sum += _mm512_reduce_add_ps(s);
+        }
+        sum
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn avx512_bf16(rounds: usize) -> f32 {
+        // SAFETY: both types are 512 bits.
+        let a = unsafe { std::mem::transmute::<__m512i, __m512bh>(black_box(_mm512_set1_epi32(0x3f80_3f80))) };
+        let mut sums = [_mm512_setzero_ps(); 24];
+        for _ in 0..rounds {
+            for s in &mut sums {
+                *s = _mm512_dpbf16_ps(*s, a, a);
+            }
+        }
+        let mut sum = 0.0;
+        for s in sums {
+            sum += _mm512_reduce_add_ps(s);
+        }
+        sum
+    }
+
+    /// As many tile products of 16·16·32 as the caller counts: rounds · 24 rows of 16 · 32.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn amx(rounds: usize) {
+        #[repr(C, align(64))]
+        struct Config([u8; 64]);
+        let mut config = Config([0; 64]);
+        config.0[0] = 1;
+        for tile in 0..8 {
+            config.0[16 + 2 * tile] = 64;
+            config.0[48 + tile] = 16;
+        }
+        // SAFETY: the caller has AMX; the configuration is well-formed.
+        unsafe { std::arch::asm!("ldtilecfg [{0}]", in(reg) &raw const config) };
+        for _ in 0..rounds * 24 / 16 / 4 {
+            // SAFETY: the tiles are configured.
+            unsafe {
+                std::arch::asm!(
+                    "tdpbf16ps tmm0, tmm4, tmm5",
+                    "tdpbf16ps tmm1, tmm4, tmm5",
+                    "tdpbf16ps tmm2, tmm4, tmm5",
+                    "tdpbf16ps tmm3, tmm4, tmm5"
+                );
+            }
+        }
+    }
+
+    /// Twelve accumulators: as many as 16 registers allow (the caller counts 24 of half the lanes).
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn avx2(rounds: usize) -> __m256 {
+        let a = black_box(_mm256_set1_ps(1e-9));
+        let mut sums = [_mm256_setzero_ps(); 12];
+        for _ in 0..rounds {
+            for s in &mut sums {
+                *s = _mm256_fmadd_ps(a, a, *s);
+            }
+        }
+        let mut sum = a;
+        for s in sums {
+            sum = _mm256_add_ps(sum, s);
+        }
+        sum
+    }
+}

@@ -10,12 +10,15 @@ mod attention;
 mod conv;
 mod elementwise;
 mod error;
+mod gemm;
 mod layout;
 mod linear;
 mod norm;
 mod packed;
+mod parallel;
 mod resample;
 mod rope;
+pub mod simd;
 mod tensor;
 
 pub use activation::Activation;

@@ -31,8 +31,7 @@ pub(crate) struct PackedMatrix {
 impl PackedMatrix {
     /// Packs the matrix whose element at row `i`, column `j` is `at(i, j)`.
     pub(crate) fn pack(k: usize, n: usize, dtype: Dtype, at: impl Fn(usize, usize) -> f32) -> Self {
-        let steps = steps_of(k, dtype);
-        let mut packed = Self { n, k, steps, dtype, lines: vec![Line([0; LINE]); steps * n.div_ceil(LINE)] };
+        let mut packed = Self::zeros(k, n, dtype);
         for j in 0..n {
             for i in 0..k {
                 let (line, lane) = packed.word_at(i, j);
@@ -55,6 +54,33 @@ impl PackedMatrix {
 
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// A packed matrix of zeros, to be filled through [`PackedMatrix::panel_mut`].
+    pub(crate) fn zeros(k: usize, n: usize, dtype: Dtype) -> Self {
+        let steps = steps_of(k, dtype);
+        Self { n, k, steps, dtype, lines: vec![Line([0; LINE]); steps * n.div_ceil(LINE)] }
+    }
+
+    /// Steps of every panel.
+    pub(crate) fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// The lines of a panel: `panel_width / LINE` per step.
+    pub(crate) fn panel(&self, panel: usize) -> &[Line] {
+        &self.lines[self.panel_range(panel)]
+    }
+
+    /// [`PackedMatrix::panel`], to be written.
+    pub(crate) fn panel_mut(&mut self, panel: usize) -> &mut [Line] {
+        let range = self.panel_range(panel);
+        &mut self.lines[range]
+    }
+
+    fn panel_range(&self, panel: usize) -> std::ops::Range<usize> {
+        let start = panel * (PANEL / LINE) * self.steps;
+        start..start + panel_width(self.n, panel) / LINE * self.steps
     }
 
     /// The matrix as n rows of k values: what the references multiply with.

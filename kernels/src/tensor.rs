@@ -123,8 +123,7 @@ impl Tensor {
     pub fn to_dtype(&self, dtype: Dtype) -> Self {
         match (&*self.storage, dtype) {
             (Storage::F32(_), Dtype::F32) | (Storage::Bf16(_), Dtype::Bf16) => self.clone(),
-            (Storage::F32(v), Dtype::Bf16) => Self::new(Storage::Bf16(round_bf16(v)), &self.shape),
-            (Storage::Bf16(v), Dtype::F32) => Self::new(Storage::F32(v.to_f32_vec()), &self.shape),
+            _ => crate::elementwise::convert(self, dtype),
         }
     }
 
@@ -207,6 +206,18 @@ impl Tensor {
             Dtype::F32 => Ok(Self::new(Storage::F32(interleave(op, parts, rows, Tensor::as_f32)?), &shape)),
             Dtype::Bf16 => Ok(Self::new(Storage::Bf16(interleave(op, parts, rows, Tensor::as_bf16)?), &shape)),
         }
+    }
+
+    /// A matrix [m, k] with a column of zeros added: bf16 products read pairs.
+    pub(crate) fn with_zero_column(&self, m: usize, k: usize) -> Self {
+        fn widen<T: Copy + Default>(values: &[T], k: usize) -> Vec<T> {
+            values.chunks_exact(k).flat_map(|row| row.iter().copied().chain([T::default()])).collect()
+        }
+        let storage = match &*self.storage {
+            Storage::F32(v) => Storage::F32(widen(v, k)),
+            Storage::Bf16(v) => Storage::Bf16(widen(v, k)),
+        };
+        Self::new(storage, &[m, k + 1])
     }
 
     pub(crate) fn new(storage: Storage, shape: &[usize]) -> Self {

@@ -1,14 +1,29 @@
 //! Pointwise arithmetic between tensors of one shape, and table look-up.
 
+mod cpu;
 mod reference;
+
+pub(crate) use cpu::{load_up_to, store_up_to};
 
 use crate::activation::Activation;
 use crate::error::{Result, argument_error, shape_error};
-use crate::tensor::Tensor;
+use crate::simd::Isa;
+use crate::tensor::{Dtype, Tensor};
 
 /// Applies `activation` to every element; same shape and dtype.
 pub fn activate(x: &Tensor, activation: Activation) -> Tensor {
+    if let Some(isa) = Isa::current() {
+        return cpu::activate(isa, x, activation, x.dtype());
+    }
     Tensor::from_result(reference::activate(&x.f32_values(), activation), x.shape(), x.dtype())
+}
+
+/// The same values in another dtype.
+pub(crate) fn convert(x: &Tensor, dtype: Dtype) -> Tensor {
+    match Isa::current() {
+        Some(isa) => cpu::activate(isa, x, Activation::None, dtype),
+        None => Tensor::from_result(x.to_vec_f32(), x.shape(), dtype),
+    }
 }
 
 /// `a + b` in a's dtype.
@@ -22,6 +37,9 @@ pub fn linear_combination(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
     let Some((_, first)) = terms.first() else { return argument_error(OP, "needs at least one term") };
     if let Some((_, odd)) = terms.iter().find(|(_, t)| t.shape() != first.shape()) {
         return shape_error(OP, format!("{:?} and {:?} differ", first.shape(), odd.shape()));
+    }
+    if let Some(isa) = Isa::current() {
+        return Ok(cpu::linear_combination(isa, terms, first));
     }
     let values: Vec<_> = terms.iter().map(|&(factor, t)| (factor, t.f32_values())).collect();
     let y = reference::linear_combination(&values);
@@ -48,7 +66,6 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Dtype;
 
     fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
         Tensor::from_f32(values, shape).unwrap()

@@ -1,12 +1,15 @@
 //! Matrix products with prepacked weights and fused epilogues.
 
+mod cpu;
 mod reference;
 
 pub(crate) use reference::dot;
 
 use crate::activation::Activation;
 use crate::error::{Result, shape_error};
+use crate::gemm::padded_vector;
 use crate::packed::PackedMatrix;
+use crate::simd::Isa;
 use crate::tensor::{Dtype, Tensor};
 
 /// The weight and bias of a linear layer, packed once at load time.
@@ -15,6 +18,7 @@ use crate::tensor::{Dtype, Tensor};
 #[derive(Debug, Clone)]
 pub struct PackedLinear {
     pub(crate) matrix: PackedMatrix,
+    /// Padded to whole panels.
     pub(crate) bias: Option<Vec<f32>>,
 }
 
@@ -28,7 +32,7 @@ impl PackedLinear {
         if weight.is_empty() {
             return shape_error(OP, format!("weight {:?} is empty", weight.shape()));
         }
-        let bias = bias_values(OP, bias, n)?;
+        let bias = bias_values(OP, bias, n)?.map(padded_vector);
         let values = weight.f32_values();
         Ok(Self { matrix: PackedMatrix::pack(k, n, dtype, |i, j| values[j * k + i]), bias })
     }
@@ -53,7 +57,11 @@ impl PackedLinear {
 pub fn linear(x: &Tensor, weight: &PackedLinear, activation: Activation, out: Dtype) -> Result<Tensor> {
     let m = check_input("linear", x, weight)?;
     let shape = [m, weight.n()];
-    let y = reference::linear(&x.to_dtype(weight.dtype()).f32_values(), weight, m, activation);
+    let x = x.to_dtype(weight.dtype());
+    if let Some(isa) = Isa::current() {
+        return Ok(cpu::linear(isa, &x, weight, m, activation, out));
+    }
+    let y = reference::linear(&x.f32_values(), weight, m, activation);
     Ok(Tensor::from_result(y, &shape, out))
 }
 
@@ -67,7 +75,11 @@ pub fn linear_residual(x: &Tensor, weight: &PackedLinear, gate: Option<&Tensor>,
     }
     let gate = bias_values(OP, gate, weight.n())?;
     let residual = residual.f32_mut(OP)?;
-    reference::linear_residual(&x.to_dtype(weight.dtype()).f32_values(), weight, m, gate.as_deref(), residual);
+    let x = x.to_dtype(weight.dtype());
+    match Isa::current() {
+        Some(isa) => cpu::linear_residual(isa, &x, weight, m, gate, residual),
+        None => reference::linear_residual(&x.f32_values(), weight, m, gate.as_deref(), residual),
+    }
     Ok(())
 }
 

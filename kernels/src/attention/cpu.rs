@@ -1,0 +1,326 @@
+//! Attention in blocks of queries and keys, with the softmax kept running.
+//!
+//! | | |
+//! |---|---|
+//! | meaning | softmax(q·kᵀ·scale + bias)·v per head |
+//! | inputs | q [tq, heads·hd], k, v [tk, heads·hd] of one dtype, heads side by side; bias f32 [heads, tq, tk] |
+//! | outputs | [tq, heads·hd] of the same dtype, a new buffer |
+//! | preconditions | bf16 needs an even head_dim (the dispatcher computes odd ones in f32) |
+//! | reference | `reference.rs`; relative RMSE ≤ 1e-5 (f32), ≤ 1e-2 (bf16: probabilities and result are rounded) |
+//! | bound by | arithmetic: 4·tq·tk·heads·hd FLOP; scratch per task is bounded, whatever tk is |
+//! | benchmark | `attention` |
+#![allow(unsafe_code, reason = "tiles read rows through raw pointers; tasks write disjoint parts of one output")]
+
+use half::bf16;
+
+use super::AttentionShape;
+use crate::elementwise::{load_up_to, store_up_to};
+use crate::gemm::{Bf16Product, Epilogue, F32Product, Left, Product, Segment, Tiles, block};
+use crate::packed::{LINE, PANEL, PackedMatrix, panel_width, steps_of};
+use crate::parallel::{self, Shared};
+use crate::simd::{Element, Isa, Kernel, Simd, math};
+use crate::tensor::{Dtype, Tensor};
+
+/// Queries of a task: three tiles of 16 rows, eight of 6.
+const QUERIES: usize = 48;
+/// Keys whose scores a task holds at a time; even, and whole panels.
+const KEYS: usize = 512;
+
+/// The caller has checked shapes and dtypes.
+pub(super) fn attention(
+    isa: Isa,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    shape: AttentionShape,
+    bias: Option<&[f32]>,
+) -> Tensor {
+    match (q.as_f32(), k.as_f32(), v.as_f32(), q.as_bf16(), k.as_bf16(), v.as_bf16()) {
+        (Some(q), Some(k), Some(v), ..) => heads::<f32>(isa, q, k, v, shape, bias),
+        (.., Some(q), Some(k), Some(v)) => heads::<bf16>(isa, q, k, v, shape, bias),
+        _ => unreachable!("the caller checks that q, k and v have one dtype"),
+    }
+}
+
+fn heads<T: Element>(isa: Isa, q: &[T], k: &[T], v: &[T], shape: AttentionShape, bias: Option<&[f32]>) -> Tensor {
+    let AttentionShape { queries, visible, heads, head_dim, .. } = shape;
+    let width = heads * head_dim;
+    let operations = queries * visible * width / 4;
+    let mut packed: Vec<Option<(PackedMatrix, PackedMatrix)>> = vec![None; heads];
+    parallel::for_each_piece(&mut packed, 1, operations, |head, slot| {
+        let at = head * head_dim;
+        slot[0] = Some((pack_keys(k, width, at, shape), pack_values(v, width, at, shape)));
+    });
+    let packed: Vec<(PackedMatrix, PackedMatrix)> = packed.into_iter().flatten().collect();
+
+    let mut out = Vec::with_capacity(queries * width);
+    let shared = Shared::<T>::from_pointer(out.as_mut_ptr());
+    let blocks = queries.div_ceil(QUERIES);
+    parallel::for_each(heads * blocks, operations, |task| {
+        let (head, first) = (task / blocks, task % blocks * QUERIES);
+        let at = first * width + head * head_dim;
+        isa.run(Block {
+            q: &q[at..],
+            keys: &packed[head].0,
+            values: &packed[head].1,
+            bias: bias.map(|b| &b[(head * queries + first) * shape.keys..]),
+            shape,
+            queries: QUERIES.min(queries - first),
+            out: shared.get().wrapping_add(at),
+        });
+    });
+    // SAFETY: the tasks have written all queries of all heads.
+    unsafe { out.set_len(queries * width) };
+    T::tensor(out, &[queries, width])
+}
+
+/// The words of `row[at..at + n]`: one f32 or a pair of bf16 each.
+#[inline(always)]
+fn words_of<T: Element>(row: &[T]) -> *const u32 {
+    row.as_ptr().cast()
+}
+
+/// kᵀ of one head: column j is key j.
+fn pack_keys<T: Element>(k: &[T], width: usize, at: usize, shape: AttentionShape) -> PackedMatrix {
+    let AttentionShape { visible, head_dim, .. } = shape;
+    let mut packed = PackedMatrix::zeros(head_dim, visible, T::DTYPE);
+    for panel in 0..visible.div_ceil(PANEL) {
+        let lines_per_step = panel_width(visible, panel) / LINE;
+        let lines = packed.panel_mut(panel);
+        for line in 0..lines_per_step {
+            let first = panel * PANEL + line * LINE;
+            for lane in 0..LINE.min(visible - first) {
+                let words = words_of(&k[(first + lane) * width + at..][..head_dim]);
+                for step in 0..steps_of(head_dim, T::DTYPE) {
+                    // SAFETY: the step's word lies within the head's part of the row.
+                    let word = unsafe { words.add(step).read_unaligned() };
+                    lines[step * lines_per_step + line].0[lane] = word;
+                }
+            }
+        }
+    }
+    packed
+}
+
+/// v of one head: row i is key i. In bf16 a step joins the rows of two keys.
+fn pack_values<T: Element>(v: &[T], width: usize, at: usize, shape: AttentionShape) -> PackedMatrix {
+    let AttentionShape { visible, head_dim, .. } = shape;
+    let mut packed = PackedMatrix::zeros(visible, head_dim, T::DTYPE);
+    let keys_per_step = 4 / T::DTYPE.size_bytes();
+    for panel in 0..head_dim.div_ceil(PANEL) {
+        let lines_per_step = panel_width(head_dim, panel) / LINE;
+        let columns = PANEL.min(head_dim - panel * PANEL);
+        for (step, lines) in packed.panel_mut(panel).chunks_exact_mut(lines_per_step).enumerate() {
+            for part in 0..keys_per_step.min(visible - step * keys_per_step) {
+                let row = &v[(step * keys_per_step + part) * width + at + panel * PANEL..][..columns];
+                for (column, value) in row.iter().enumerate() {
+                    lines[column / LINE].0[column % LINE] |= value.word() << (16 * part);
+                }
+            }
+        }
+    }
+    packed
+}
+
+/// One task: some queries of one head against all its keys.
+struct Block<'a, T> {
+    /// From the first query's part of its row on.
+    q: &'a [T],
+    keys: &'a PackedMatrix,
+    values: &'a PackedMatrix,
+    /// From the first query's row on.
+    bias: Option<&'a [f32]>,
+    shape: AttentionShape,
+    queries: usize,
+    /// Where the first query's result goes.
+    out: *mut T,
+}
+
+/// What a task keeps between blocks of keys.
+struct Running<T> {
+    /// [queries, KEYS] scores of a block of keys.
+    scores: Vec<f32>,
+    /// [queries, KEYS] of the same, exponentiated: the left operand of the product with v.
+    weights: Vec<T>,
+    /// [queries, head_dim up to whole lines], not yet divided by the totals.
+    sums: Vec<f32>,
+    largest: [f32; QUERIES],
+    total: [f32; QUERIES],
+}
+
+impl<T: Element> Kernel for Block<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Tiles>(self, s: S) {
+        match T::DTYPE {
+            Dtype::F32 => self.attend::<S, F32Product>(s),
+            Dtype::Bf16 => self.attend::<S, Bf16Product>(s),
+        }
+    }
+}
+
+impl<T: Element> Block<'_, T> {
+    #[inline(always)]
+    fn attend<S: Tiles, P: Product>(&self, s: S) {
+        let AttentionShape { visible, head_dim, heads, .. } = self.shape;
+        let pitch = head_dim.next_multiple_of(LINE);
+        let mut running = Running {
+            scores: vec![0.0; self.queries * KEYS],
+            weights: vec![T::default(); self.queries * KEYS],
+            sums: vec![0.0; self.queries * pitch],
+            largest: [f32::NEG_INFINITY; QUERIES],
+            total: [0.0; QUERIES],
+        };
+        let steps_per_row = steps_of(heads * head_dim, T::DTYPE);
+        let q_segments = [Segment { a: 0, b: 0 }];
+        let q = Left {
+            words: words_of(self.q),
+            row_stride: steps_per_row,
+            segments: &q_segments,
+            steps: self.keys.steps(),
+        };
+        for first in (0..visible).step_by(KEYS) {
+            let keys = KEYS.min(visible - first);
+            let panels = first / PANEL..(first + keys).div_ceil(PANEL);
+            let scores = Scores { to: running.scores.as_mut_ptr(), first };
+            // SAFETY: q has the rows; the scores have room for KEYS columns, which whole panels do not exceed.
+            unsafe { block::<S, P, _>(s, &q, self.queries, self.keys, panels, &scores) };
+            for row in 0..self.queries {
+                self.soften(s, &mut running, row, first, keys, pitch);
+            }
+            let v_segments = [Segment { a: 0, b: steps_of(first, T::DTYPE) }];
+            let weights = Left {
+                words: words_of(&running.weights),
+                row_stride: steps_of(KEYS, T::DTYPE),
+                segments: &v_segments,
+                steps: steps_of(keys, T::DTYPE),
+            };
+            let sums = Sums { to: running.sums.as_mut_ptr(), pitch };
+            // SAFETY: the weights have the rows; the sums have room for head_dim rounded up to whole lines.
+            unsafe { block::<S, P, _>(s, &weights, self.queries, self.values, 0..head_dim.div_ceil(PANEL), &sums) };
+        }
+        self.finish(s, &running, pitch);
+    }
+
+    /// Turns a row of scores into weights exp(score − largest so far), and rescales what was summed under a smaller one.
+    #[inline(always)]
+    fn soften<S: Tiles>(&self, s: S, running: &mut Running<T>, row: usize, first: usize, keys: usize, pitch: usize) {
+        let scores = &mut running.scores[row * KEYS..][..keys];
+        let weights = &mut running.weights[row * KEYS..][..keys.next_multiple_of(2)];
+        let bias = self.bias.map(|b| &b[row * self.shape.keys + first..][..keys]);
+        let scale = s.splat(self.shape.scale);
+        let mut largest = running.largest[row];
+        let mut lanes = s.splat(largest);
+        for at in (0..keys).step_by(S::LANES) {
+            let n = S::LANES.min(keys - at);
+            // SAFETY: at + n ≤ keys, the length of the scores and of the bias.
+            unsafe {
+                let mut score = s.mul(load_up_to(s, scores.as_ptr().add(at), n), scale);
+                if let Some(bias) = bias {
+                    score = s.add(score, load_up_to(s, bias.as_ptr().add(at), n));
+                }
+                store_up_to(s, scores.as_mut_ptr().add(at), score, n);
+                if n == S::LANES {
+                    lanes = s.max(lanes, score);
+                } else {
+                    largest = scores[at..].iter().fold(largest, |a, &b| a.max(b));
+                }
+            }
+        }
+        largest = largest.max(s.largest(lanes));
+        // A row whose scores are all −∞ (a bias may do that) keeps a finite reference, so that no ∞ − ∞ arises.
+        largest = largest.max(f32::MIN);
+        let shift = s.splat(largest);
+        let mut total = s.splat(0.0);
+        let mut tail = 0.0;
+        for at in (0..keys).step_by(S::LANES) {
+            let n = S::LANES.min(keys - at);
+            // SAFETY: at + n ≤ keys, which scores and weights have.
+            unsafe {
+                let weight = math::exp(s, s.sub(load_up_to(s, scores.as_ptr().add(at), n), shift));
+                store_up_to(s, weights.as_mut_ptr().add(at), weight, n);
+                if n == S::LANES {
+                    total = s.add(total, weight);
+                } else {
+                    store_up_to(s, scores.as_mut_ptr().add(at), weight, n);
+                    tail = scores[at..].iter().sum();
+                }
+            }
+        }
+        if keys % 2 == 1 {
+            weights[keys] = T::default();
+        }
+        let factor = (running.largest[row] - largest).exp();
+        running.total[row] = running.total[row] * factor + s.sum(total) + tail;
+        running.largest[row] = largest;
+        if factor != 1.0 {
+            let factor = s.splat(factor);
+            for at in (row * pitch..(row + 1) * pitch).step_by(S::LANES) {
+                // SAFETY: a row of sums is a whole number of lines.
+                unsafe {
+                    let sums = running.sums.as_mut_ptr().add(at);
+                    s.store(sums, s.mul(s.load(sums), factor));
+                }
+            }
+        }
+    }
+
+    /// Divides by the totals and stores the result.
+    #[inline(always)]
+    fn finish<S: Tiles>(&self, s: S, running: &Running<T>, pitch: usize) {
+        let AttentionShape { head_dim, heads, .. } = self.shape;
+        for row in 0..self.queries {
+            let inverse = s.splat(1.0 / running.total[row]);
+            for at in (0..head_dim).step_by(S::LANES) {
+                let n = S::LANES.min(head_dim - at);
+                // SAFETY: the row of sums has `pitch` ≥ at + LANES values; the output has the head's part of the row.
+                unsafe {
+                    let sum = s.load(running.sums.as_ptr().add(row * pitch + at));
+                    store_up_to(s, self.out.wrapping_add(row * heads * head_dim + at), s.mul(sum, inverse), n);
+                }
+            }
+        }
+    }
+}
+
+/// Stores scores at [row, column − first] of a matrix of KEYS columns.
+struct Scores {
+    to: *mut f32,
+    first: usize,
+}
+
+impl Epilogue for Scores {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize, columns: usize, tile: *const f32) {
+        for r in 0..rows {
+            for c in (0..columns).step_by(S::LANES) {
+                // SAFETY: the block's panels start at `first` and hold at most KEYS columns.
+                unsafe {
+                    s.store(self.to.add((row + r) * KEYS + column - self.first + c), s.load(tile.add(r * columns + c)));
+                }
+            }
+        }
+    }
+}
+
+/// Adds to a matrix of `pitch` columns.
+struct Sums {
+    to: *mut f32,
+    pitch: usize,
+}
+
+impl Epilogue for Sums {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize, columns: usize, tile: *const f32) {
+        for r in 0..rows {
+            for c in (0..columns).step_by(S::LANES) {
+                // SAFETY: columns reach at most to the end of the last line, which the pitch includes.
+                unsafe {
+                    let to = self.to.add((row + r) * self.pitch + column + c);
+                    s.store(to, s.add(s.load(to), s.load(tile.add(r * columns + c))));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Register tiles: the innermost loop.
+//!
+//! | | |
+//! |---|---|
+//! | meaning | out[r][c] = Σ over segments, steps: dot(A word, B word) |
+//! | inputs | A: `rows` rows of words (f32, or pairs of bf16) at any alignment; B: a packed panel, `b_stride` words per step |
+//! | output | f32 [rows, vectors · LANES], dense, written once |
+//! | preconditions | rows ≤ `tile_rows(vectors)`, vectors ≤ `TILE_VECTORS` |
+//! | reference | `linear::reference`; relative RMSE ≤ 1e-5 (f32: order of summation), ≤ 1e-2 (bf16: rounded results) |
+//! | bound by | arithmetic: 2·rows·columns·k FLOP over 4·(rows + columns) bytes per step |
+//! | benchmark | `linear` |
+#![allow(unsafe_code, reason = "the innermost loop reads through raw pointers")]
+
+use super::Segment;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{
+    Avx2, amx,
+    avx512::{AMX, Avx512, BF16, PLAIN},
+};
+use crate::simd::{Portable, Simd};
+
+/// How two words are multiplied.
+pub(crate) trait Product: Copy {
+    const IS_BF16: bool;
+    fn dot<S: Simd>(s: S, acc: S::F, a: S::W, b: S::W) -> S::F;
+}
+
+/// Words are f32.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct F32Product;
+
+/// Words are pairs of bf16; sums are f32.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bf16Product;
+
+impl Product for F32Product {
+    const IS_BF16: bool = false;
+
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, acc: S::F, a: S::W, b: S::W) -> S::F {
+        s.dot_f32(acc, a, b)
+    }
+}
+
+impl Product for Bf16Product {
+    const IS_BF16: bool = true;
+
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, acc: S::F, a: S::W, b: S::W) -> S::F {
+        s.dot_bf16(acc, a, b)
+    }
+}
+
+/// Where a tile reads and writes.
+pub(crate) struct Tile<'a> {
+    pub(crate) a: *const u32,
+    pub(crate) a_stride: usize,
+    pub(crate) segments: &'a [Segment],
+    pub(crate) steps: usize,
+    pub(crate) b: *const u32,
+    pub(crate) b_stride: usize,
+    pub(crate) out: *mut f32,
+}
+
+/// An instruction set with its tile sizes.
+pub(crate) trait Tiles: Simd {
+    /// Most vectors per row.
+    const TILE_VECTORS: usize;
+
+    /// Rows of a tile with `vectors` vectors per row: as many as accumulators fit in registers.
+    fn tile_rows<P: Product>(vectors: usize) -> usize;
+
+    /// Computes one tile.
+    ///
+    /// # Safety
+    /// All that the tile points at must be in bounds, for `rows` rows and `vectors` vectors per row.
+    unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>);
+}
+
+/// The tile of ROWS rows and VECTORS vectors.
+///
+/// # Safety
+/// As [`Tiles::tile`].
+#[inline(always)]
+unsafe fn accumulate<S: Simd, P: Product, const ROWS: usize, const VECTORS: usize>(s: S, tile: &Tile<'_>) {
+    let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
+    for segment in tile.segments {
+        let a = tile.a.wrapping_add(segment.a);
+        let mut b = tile.b.wrapping_add(segment.b * tile.b_stride);
+        for step in 0..tile.steps {
+            // SAFETY: the step lies within the panel, and the panel has VECTORS vectors from here on.
+            let columns: [S::W; VECTORS] = std::array::from_fn(|v| unsafe { s.load_words(b.add(v * S::LANES)) });
+            b = b.wrapping_add(tile.b_stride);
+            for (row, sums) in acc.iter_mut().enumerate() {
+                // SAFETY: the word lies within the row's segment.
+                let word = s.splat_word(unsafe { a.add(row * tile.a_stride + step).read_unaligned() });
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = P::dot(s, *sum, word, column);
+                }
+            }
+        }
+    }
+    for (row, sums) in acc.into_iter().enumerate() {
+        for (v, sum) in sums.into_iter().enumerate() {
+            // SAFETY: the output has ROWS · VECTORS vectors.
+            unsafe { s.store(tile.out.add((row * VECTORS + v) * S::LANES), sum) };
+        }
+    }
+}
+
+/// Picks the tile function for the counts known at run time.
+macro_rules! pick_tile {
+    ($entry:ident, $s:expr, $rows:expr, $tile:expr, $vectors:expr, $($v:literal => [$($r:literal)+]),+) => {
+        match ($vectors, $rows) {
+            // SAFETY: the caller's contract is that of the tile.
+            $($(($v, $r) => unsafe { $entry::<P, $r, $v>($s, $tile) },)+)+
+            _ => unreachable!("no tile of {} rows and {} vectors", $rows, $vectors),
+        }
+    };
+}
+
+/// 24 accumulators of 32 registers; 12 rows of one vector, which still hide the latency of the multipliers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx512_tiles {
+    ($entry:ident) => {
+        const TILE_VECTORS: usize = 4;
+
+        fn tile_rows<P: Product>(vectors: usize) -> usize {
+            [12, 12, 8, 6][vectors - 1]
+        }
+
+        #[inline(always)]
+        unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>) {
+            pick_tile!(
+                $entry, self, rows, tile, vectors,
+                1 => [1 2 3 4 5 6 7 8 9 10 11 12],
+                2 => [1 2 3 4 5 6 7 8 9 10 11 12],
+                3 => [1 2 3 4 5 6 7 8],
+                4 => [1 2 3 4 5 6]
+            );
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Tiles for Avx512<BF16> {
+    avx512_tiles!(avx512_bf16_tile);
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Tiles for Avx512<PLAIN> {
+    avx512_tiles!(avx512_tile);
+}
+
+/// bf16 on matrix tiles, f32 as on the other tiers.
+#[cfg(target_arch = "x86_64")]
+impl Tiles for Avx512<AMX> {
+    const TILE_VECTORS: usize = 4;
+
+    fn tile_rows<P: Product>(vectors: usize) -> usize {
+        if P::IS_BF16 { amx::TILE } else { Avx512::<PLAIN>::tile_rows::<P>(vectors) }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>) {
+        if P::IS_BF16 {
+            // SAFETY: the same contract; `self` proves that the instructions are available.
+            unsafe {
+                match vectors {
+                    1 => amx_tile::<1>(rows, tile),
+                    2 => amx_tile::<2>(rows, tile),
+                    3 => amx_tile::<3>(rows, tile),
+                    _ => amx_tile::<4>(rows, tile),
+                }
+            }
+        } else {
+            // SAFETY: the same contract; this tier includes the plain one.
+            unsafe { self.plain().tile::<P>(rows, vectors, tile) }
+        }
+    }
+}
+
+/// 12 accumulators of 16 registers.
+#[cfg(target_arch = "x86_64")]
+impl Tiles for Avx2 {
+    const TILE_VECTORS: usize = 2;
+
+    fn tile_rows<P: Product>(_: usize) -> usize {
+        6
+    }
+
+    #[inline(always)]
+    unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>) {
+        pick_tile!(avx2_tile, self, rows, tile, vectors, 2 => [1 2 3 4 5 6]);
+    }
+}
+
+/// Two rows of sixteen columns: 8 accumulators of the 16 registers of SSE2, 8 of the 32 of NEON.
+impl Tiles for Portable {
+    const TILE_VECTORS: usize = 2;
+
+    fn tile_rows<P: Product>(_: usize) -> usize {
+        2
+    }
+
+    #[inline(always)]
+    unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>) {
+        pick_tile!(portable_tile, self, rows, tile, vectors, 2 => [1 2]);
+    }
+}
+
+// One function per instruction set and tile size; each is a call of its own, so that they are compiled once.
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn avx512_bf16_tile<P: Product, const ROWS: usize, const VECTORS: usize>(s: Avx512<BF16>, tile: &Tile<'_>) {
+    // SAFETY: the same contract.
+    unsafe { accumulate::<_, P, ROWS, VECTORS>(s, tile) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn avx512_tile<P: Product, const ROWS: usize, const VECTORS: usize>(s: Avx512<PLAIN>, tile: &Tile<'_>) {
+    // SAFETY: the same contract.
+    unsafe { accumulate::<_, P, ROWS, VECTORS>(s, tile) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_tile<P: Product, const ROWS: usize, const VECTORS: usize>(s: Avx2, tile: &Tile<'_>) {
+    // SAFETY: the same contract.
+    unsafe { accumulate::<_, P, ROWS, VECTORS>(s, tile) }
+}
+
+unsafe fn portable_tile<P: Product, const ROWS: usize, const VECTORS: usize>(s: Portable, tile: &Tile<'_>) {
+    // SAFETY: the same contract.
+    unsafe { accumulate::<_, P, ROWS, VECTORS>(s, tile) }
+}
+
+/// Up to 16 rows by VECTORS blocks of 16 columns, each block in a tile register.
+///
+/// # Safety
+/// As [`Tiles::tile`]; AMX must be available and 1 ≤ rows ≤ 16.
+#[cfg(target_arch = "x86_64")]
+unsafe fn amx_tile<const VECTORS: usize>(rows: usize, tile: &Tile<'_>) {
+    const STEPS: usize = amx::TILE;
+    let (whole, tail) = (tile.steps / STEPS, tile.steps % STEPS);
+    // SAFETY: the tiles stay within the segments: `whole` blocks of 16 steps and one of `tail` steps.
+    unsafe {
+        amx::configure(rows, tail);
+        for segment in tile.segments {
+            let mut a = tile.a.wrapping_add(segment.a);
+            let mut b = tile.b.wrapping_add(segment.b * tile.b_stride);
+            for _ in 0..whole {
+                amx::load::<4>(a, tile.a_stride);
+                amx_columns::<4, 5, VECTORS>(b, tile.b_stride);
+                a = a.wrapping_add(STEPS);
+                b = b.wrapping_add(STEPS * tile.b_stride);
+            }
+            if tail > 0 {
+                amx::load::<6>(a, tile.a_stride);
+                amx_columns::<6, 7, VECTORS>(b, tile.b_stride);
+            }
+        }
+        let stride = VECTORS * STEPS;
+        amx::store::<0>(tile.out, stride);
+        if VECTORS > 1 {
+            amx::store::<1>(tile.out.wrapping_add(STEPS), stride);
+        }
+        if VECTORS > 2 {
+            amx::store::<2>(tile.out.wrapping_add(2 * STEPS), stride);
+        }
+        if VECTORS > 3 {
+            amx::store::<3>(tile.out.wrapping_add(3 * STEPS), stride);
+        }
+    }
+}
+
+/// Sums 0.. += tile A · each block of columns at `b`, loaded into tile B.
+///
+/// # Safety
+/// The blocks must be readable in the configured shape of B.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn amx_columns<const A: u8, const B: u8, const VECTORS: usize>(b: *const u32, stride: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        amx::load::<B>(b, stride);
+        amx::dot::<0, A, B>();
+        if VECTORS > 1 {
+            amx::load::<B>(b.wrapping_add(amx::TILE), stride);
+            amx::dot::<1, A, B>();
+        }
+        if VECTORS > 2 {
+            amx::load::<B>(b.wrapping_add(2 * amx::TILE), stride);
+            amx::dot::<2, A, B>();
+        }
+        if VECTORS > 3 {
+            amx::load::<B>(b.wrapping_add(3 * amx::TILE), stride);
+            amx::dot::<3, A, B>();
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! `linear` and `linear_residual` on vectors.
+//!
+//! | | |
+//! |---|---|
+//! | meaning | y = activation(x·Wᵀ + b); residual += gate·(x·Wᵀ + b) |
+//! | inputs | x [m, k] in the weight's dtype, row-major; W packed in panels of 64 outputs; bias, gate f32 [n] |
+//! | outputs | y [m, n] f32 or bf16; the residual f32 [m, n] is updated in place |
+//! | preconditions | none: odd k is padded in bf16, odd n is masked at the store |
+//! | reference | `reference.rs`; relative RMSE ≤ 1e-5 (f32), ≤ 1e-2 (bf16) |
+//! | bound by | arithmetic, 2·m·n·k FLOP, from m of about 16 on; below that by reading W |
+//! | benchmark | `linear` |
+
+use half::bf16;
+
+use super::PackedLinear;
+use crate::activation::Activation;
+use crate::gemm::{Finish, linear_product, padded_vector};
+use crate::simd::{Element, Isa};
+use crate::tensor::{Dtype, Tensor};
+
+pub(super) fn linear(
+    isa: Isa,
+    x: &Tensor,
+    weight: &PackedLinear,
+    m: usize,
+    activation: Activation,
+    out: Dtype,
+) -> Tensor {
+    match out {
+        Dtype::F32 => linear_as::<f32>(isa, x, weight, m, activation),
+        Dtype::Bf16 => linear_as::<bf16>(isa, x, weight, m, activation),
+    }
+}
+
+fn linear_as<T: Element>(isa: Isa, x: &Tensor, weight: &PackedLinear, m: usize, activation: Activation) -> Tensor {
+    let n = weight.n();
+    let mut out = vec![T::default(); m * n];
+    let bias = weight.bias.as_deref();
+    let finish = Finish { n, bias, gate: None, residual: None, activation, out: out.as_mut_ptr(), row_stride: n };
+    linear_product(isa, x, m, &weight.matrix, finish);
+    T::tensor(out, &[m, n])
+}
+
+pub(super) fn linear_residual(
+    isa: Isa,
+    x: &Tensor,
+    weight: &PackedLinear,
+    m: usize,
+    gate: Option<Vec<f32>>,
+    residual: &mut [f32],
+) {
+    let n = weight.n();
+    let gate = gate.map(padded_vector);
+    let out = residual.as_mut_ptr();
+    let finish = Finish {
+        n,
+        bias: weight.bias.as_deref(),
+        gate: gate.as_deref(),
+        residual: Some(out.cast_const()),
+        activation: Activation::None,
+        out,
+        row_stride: n,
+    };
+    linear_product(isa, x, m, &weight.matrix, finish);
+}

@@ -1,0 +1,73 @@
+//! Spreading work over rayon's current pool, with small jobs kept on the calling thread.
+
+use rayon::prelude::*;
+
+/// Operations below which handing work to another thread costs more than it saves (about 10 µs of one core).
+const SERIAL_OPERATIONS_MAX: usize = 200_000;
+
+/// Calls `task(i)` for every i below `tasks`; in parallel when all of them together cost `operations` or more than the limit.
+pub(crate) fn for_each(tasks: usize, operations: usize, task: impl Fn(usize) + Sync + Send) {
+    if tasks <= 1 || operations < SERIAL_OPERATIONS_MAX || rayon::current_num_threads() == 1 {
+        (0..tasks).for_each(task);
+    } else {
+        (0..tasks).into_par_iter().for_each(task);
+    }
+}
+
+/// Splits `out` into pieces of `piece` elements and calls `task(index of the piece, piece)` for each.
+pub(crate) fn for_each_piece<T: Send>(
+    out: &mut [T],
+    piece: usize,
+    operations: usize,
+    task: impl Fn(usize, &mut [T]) + Sync + Send,
+) {
+    if out.len() <= piece || operations < SERIAL_OPERATIONS_MAX || rayon::current_num_threads() == 1 {
+        out.chunks_mut(piece.max(1)).enumerate().for_each(|(i, p)| task(i, p));
+    } else {
+        out.par_chunks_mut(piece).enumerate().for_each(|(i, p)| task(i, p));
+    }
+}
+
+/// How many rows of `row` elements make a piece of a memory-bound job: enough to amortise the hand-over, small enough to
+/// balance and to stay in the second-level cache.
+pub(crate) fn rows_per_piece(row: usize) -> usize {
+    (32 * 1024 / row.max(1)).max(1)
+}
+
+/// A pointer that tasks may share because each writes elements of its own.
+#[derive(Debug)]
+pub(crate) struct Shared<T>(*mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
+
+// SAFETY: sending the pointer is harmless; whoever writes through it states why no two tasks touch the same element.
+#[allow(unsafe_code, reason = "parallel tasks write disjoint parts of one buffer")]
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+#[allow(unsafe_code, reason = "parallel tasks write disjoint parts of one buffer")]
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(buffer: &mut [T]) -> Self {
+        Self(buffer.as_mut_ptr())
+    }
+
+    pub(crate) fn from_pointer(pointer: *mut T) -> Self {
+        Self(pointer)
+    }
+
+    /// A pointer that is only read through.
+    pub(crate) fn new_const(pointer: *const T) -> Self {
+        Self(pointer.cast_mut())
+    }
+
+    pub(crate) fn get(self) -> *mut T {
+        self.0
+    }
+}
