@@ -1,7 +1,7 @@
 """Golden of the committed default model, made by the libraries' own classes (transformers' BertModel, diffusers' WanTransformer3DModel,
 AutoencoderKLWan and UniPCMultistepScheduler) in float32 on the CPU. Run again whenever the weights change:
 
-    pip install torch safetensors transformers diffusers
+    pip install torch safetensors transformers diffusers accelerate
     python tests/parity/default_model.py
 
 Tensors of `goldens/default_model.safetensors` (float32 unless said; z = 12 latent channels, 8 key frames, 8x8 latents of 128x128 pixels):
