@@ -3,10 +3,14 @@
 mod error;
 mod files;
 pub mod device_queue;
+pub mod interpolation;
 pub mod noise;
 pub mod picture;
 pub mod quality;
 pub mod sampler;
+pub mod text;
+pub mod transformer;
+pub mod vae;
 pub mod weights;
 
 pub use error::{ModelError, Result};
