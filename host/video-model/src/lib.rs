@@ -1,7 +1,9 @@
 //! Pixels from prompts: text encoders, transformers, VAEs, samplers, interpolation, and the queue that owns the device.
 
+mod config;
 mod error;
 mod files;
+mod model;
 pub mod device_queue;
 pub mod interpolation;
 pub mod noise;
@@ -13,5 +15,7 @@ pub mod transformer;
 pub mod vae;
 pub mod weights;
 
+pub use config::{Conditioning, SamplingDefaults};
 pub use error::{ModelError, Result};
 pub use files::ModelFiles;
+pub use model::VideoModel;

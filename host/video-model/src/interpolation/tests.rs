@@ -1,0 +1,128 @@
+//! Parity with an independent RIFE 4.25 (tests/parity/ifnet.py), at random weights and tiny widths.
+
+use super::*;
+use crate::weights::Weights;
+use safetensors::SafeTensors;
+
+const TINY: &[u8] =
+    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/goldens/ifnet_tiny.safetensors"));
+
+struct Golden {
+    file: SafeTensors<'static>,
+    config: IfNetConfig,
+}
+
+impl Golden {
+    fn tiny() -> Self {
+        let (_, metadata) = SafeTensors::read_metadata(TINY).unwrap();
+        let metadata = metadata.metadata().clone().unwrap();
+        Self {
+            file: SafeTensors::deserialize(TINY).unwrap(),
+            config: serde_json::from_str(&metadata["config"]).unwrap(),
+        }
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        let bytes = self.file.tensor(name).unwrap().data().to_vec();
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    /// A stored picture, from planes of bytes to a frame.
+    fn frame(&self, name: &str) -> Frame {
+        let tensor = self.file.tensor(name).unwrap();
+        let (height, width) = (tensor.shape()[1], tensor.shape()[2]);
+        let plane = height * width;
+        let rgb = (0..3 * plane).map(|i| tensor.data()[i % 3 * plane + i / 3]).collect();
+        Frame::new(FrameSize { width: width as u32, height: height as u32 }, rgb).unwrap()
+    }
+
+    fn network(&self, dtype: Dtype) -> IfNet {
+        let weights = Weights::from_bytes("ifnet_tiny", TINY).unwrap();
+        IfNet::load(&weights.scope("weights"), &self.config, dtype).unwrap()
+    }
+}
+
+fn relative_rmse(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    let error = squares(&mut got.iter().zip(expected).map(|(a, b)| a - b));
+    (error / squares(&mut expected.iter().copied())).sqrt()
+}
+
+/// Every fourth pixel from (2, 2) of [h, w, c], channels first: the golden's sampling.
+fn sampled(x: &Tensor) -> Vec<f32> {
+    let &[h, w, c] = x.shape() else { panic!("{:?}", x.shape()) };
+    let values = x.to_vec_f32();
+    let mut out = Vec::new();
+    for channel in 0..c {
+        for y in (2..h).step_by(4) {
+            out.extend((2..w).step_by(4).map(|x| values[(y * w + x) * c + channel]));
+        }
+    }
+    out
+}
+
+fn output_error(dtype: Dtype, t: f32) -> f64 {
+    let golden = Golden::tiny();
+    let network = golden.network(dtype);
+    let (first, last) = (golden.frame("input.first"), golden.frame("input.last"));
+    let prepare = |frame: &Frame| network.prepare(padded(frame).unwrap()).unwrap();
+    let out = network.forward(&prepare(&first), &prepare(&last), t, |_, _| ()).unwrap();
+    let (width, height, w) = (first.size().width as usize, first.size().height as usize, out.shape()[1]);
+    let values = out.to_vec_f32();
+    let planes: Vec<f32> = (0..3)
+        .flat_map(|c| (0..height).flat_map(move |y| (0..width).map(move |x| (y * w + x) * 3 + c)))
+        .map(|i| values[i])
+        .collect();
+    relative_rmse(&planes, &golden.floats(&format!("output.t{:02}", (t * 100.0).round())))
+}
+
+#[test]
+fn ifnet_in_f32_agrees_with_the_oracle_at_two_times() {
+    for t in [0.5, 0.3] {
+        // Float32 in another order of sums: errors near 1e-5; a wrong detail is above 1e-2.
+        let error = output_error(Dtype::F32, t);
+        assert!(error < 1e-3, "t {t}: relative RMSE {error}");
+    }
+}
+
+#[test]
+fn ifnet_in_bf16_stays_close_to_the_oracle() {
+    // Eight bits of mantissa in every convolution, and flows of several pixels that magnify them.
+    let error = output_error(Dtype::Bf16, 0.5);
+    assert!(error < 2e-2, "relative RMSE {error}");
+}
+
+#[test]
+fn every_block_agrees_with_the_oracle() {
+    let golden = Golden::tiny();
+    let network = golden.network(Dtype::F32);
+    let prepare = |name: &str| network.prepare(padded(&golden.frame(name)).unwrap()).unwrap();
+    let mut block = 0;
+    let trace = |flow: &Tensor, mask: &Tensor| {
+        for (name, got) in [("flow", flow), ("mask", mask)] {
+            let error = relative_rmse(&sampled(got), &golden.floats(&format!("block.{block}.{name}")));
+            assert!(error < 1e-3, "{name} after block {block}: relative RMSE {error}");
+        }
+        block += 1;
+    };
+    network.forward(&prepare("input.first"), &prepare("input.last"), 0.5, trace).unwrap();
+    assert_eq!(block, 5);
+}
+
+#[test]
+fn pictures_of_different_sizes_are_refused() {
+    let golden = Golden::tiny();
+    let interpolator = Interpolator { network: golden.network(Dtype::F32), parameters: 0 };
+    let small = Frame::new(FrameSize { width: 16, height: 16 }, vec![0; 768]).unwrap();
+    let (a, b) = (interpolator.prepare(&small).unwrap(), interpolator.prepare(&golden.frame("input.first")).unwrap());
+    assert!(matches!(interpolator.between(&a, &b, 0.5), Err(ModelError::Input(_))));
+    assert_eq!(interpolator.between(&a, &a, 0.5).unwrap().size(), small.size());
+}
+
+#[test]
+fn blending_is_the_weighted_mean() {
+    let size = FrameSize { width: 1, height: 1 };
+    let (a, b) = (Frame::new(size, vec![0, 100, 255]).unwrap(), Frame::new(size, vec![100, 100, 0]).unwrap());
+    assert_eq!(blend(&a, &b, 0.25).unwrap().rgb(), [25, 100, 191]);
+}
