@@ -5,12 +5,13 @@
 //! relative error of up to 2^-9 = 2e-3, which adds up as a random walk over the layers; 2e-2 is diffusers' own distance
 //! between bf16 and f32.
 
-use kernels::{Dtype, Tensor, channels_first, channels_last};
+use kernels::{Dtype, Tensor, channels_first, channels_last, concat_channels};
 use std::path::Path;
 use video_model::text::Bert;
 use video_model::transformer::WanTransformer;
 use video_model::vae::WanVae;
 use video_model::weights::Weights;
+use video_model::{ModelFiles, VideoModel};
 
 const F32_MAX: f64 = 1e-5;
 const BF16_MAX: f64 = 2e-2;
@@ -133,4 +134,66 @@ fn bert_matches_transformers_and_needs_no_padding() {
     assert_close("bert states", &bert.states(&ids[..used]).unwrap(), &reference, F32_MAX);
     assert!(bert.states(&[]).is_err());
     assert!(bert.states(&[99]).is_err());
+}
+
+/// The goldens of `tests/parity/default_model.py` have a batch dimension.
+fn unbatched(golden: &Golden, name: &str) -> Tensor {
+    let tensor = golden.tensor(name);
+    tensor.reshape(&tensor.shape()[1..]).unwrap()
+}
+
+fn default_model(dtype: Dtype) -> VideoModel {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("default-model/weights");
+    VideoModel::load(&ModelFiles::Folder(folder), dtype).unwrap()
+}
+
+/// Red rises left to right, green top to bottom, blue is 0: the script's picture, [1, h, w, 3].
+fn gradient_picture(width: usize, height: usize) -> Tensor {
+    let ramp = |i: usize, n: usize| 2.0 * i as f32 / (n - 1) as f32 - 1.0;
+    let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| [ramp(x, width), ramp(y, height), 0.0]));
+    Tensor::from_vec(pixels.collect(), &[1, height, width, 3]).unwrap()
+}
+
+fn check_default_model(dtype: Dtype, max: f64) {
+    let golden = Golden::open("default_model");
+    let model = default_model(dtype);
+    let close = |what: &str, ours: &Tensor, reference: &Tensor| {
+        assert_close(&format!("default {dtype:?} {what}"), ours, reference, max)
+    };
+    let states = golden.tensor("text_states");
+    let width = model.text_encoder.width();
+    let states = [0, 1]
+        .map(|i| states.slice_outer(i..i + 1).unwrap().reshape(&[model.text_encoder.text_length(), width]).unwrap());
+    for (prompt, expected) in [golden.0.metadata("prompt").unwrap(), ""].into_iter().zip(&states) {
+        close("text states", &model.text_encoder.encode(prompt).unwrap(), expected);
+    }
+    let (size, frames) = (model.defaults.size, model.defaults.key_frames as usize);
+    let (width, height) = (size.width as usize, size.height as usize);
+    let grey = model.vae.encode(&Tensor::zeros(&[1, height, width, 3], Dtype::F32).unwrap()).unwrap();
+    close("grey latents", &channels_first(&grey).unwrap(), &unbatched(&golden, "grey_latents"));
+    let picture = model.vae.encode(&gradient_picture(width, height)).unwrap();
+    close("picture latents", &channels_first(&picture).unwrap(), &unbatched(&golden, "picture_latents"));
+
+    let clip = |name: &str| channels_last(&unbatched(&golden, name)).unwrap();
+    assert_eq!(clip("noise").shape()[0], frames);
+    let text = model.transformer.text_context(&states[0]).unwrap();
+    let input = concat_channels(&[&clip("noise"), &clip("condition")]).unwrap();
+    for timestep in [999.0, 500.0] {
+        let velocity = model.transformer.forward(&input, timestep, &text).unwrap();
+        close(&format!("velocity at {timestep}"), &velocity, &clip(&format!("velocity_{timestep}")));
+    }
+    let first = model.vae.decode(&clip("latents").slice_outer(0..1).unwrap()).unwrap();
+    let first = channels_first(&first.reshape(&[height, width, 3]).unwrap()).unwrap();
+    // The picture is stored in half precision: 2^-11 of each value.
+    assert_close(&format!("default {dtype:?} first picture"), &first, &golden.tensor("frame_0"), max.max(5e-4));
+}
+
+#[test]
+fn default_model_matches_diffusers() {
+    check_default_model(Dtype::F32, F32_MAX);
+}
+
+#[test]
+fn default_model_in_bf16_stays_close() {
+    check_default_model(Dtype::Bf16, BF16_MAX);
 }

@@ -43,7 +43,10 @@ impl WanTransformer {
         let path = format!("{subfolder}/config.json");
         let config: TransformerConfig = files.read_json(&path)?;
         config.check(&files.name_of(&path))?;
-        Self::from_weights(&files.weights(subfolder)?.scope(""), config, dtype)
+        let weights = files.weights(subfolder)?;
+        let model = Self::from_weights(&weights.scope(""), config, dtype)?;
+        weights.warn_of_unused();
+        Ok(model)
     }
 
     /// Builds the model from a checked config and the tensors in `scope`.

@@ -36,7 +36,10 @@ impl WanVae {
         let path = format!("{subfolder}/config.json");
         let config: VaeConfig = files.read_json(&path)?;
         config.check(&files.name_of(&path))?;
-        Self::from_weights(&files.weights(subfolder)?.scope(""), config, dtype)
+        let weights = files.weights(subfolder)?;
+        let model = Self::from_weights(&weights.scope(""), config, dtype)?;
+        weights.warn_of_unused();
+        Ok(model)
     }
 
     /// Builds the model from a checked config and the tensors in `scope`.

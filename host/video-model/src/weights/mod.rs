@@ -172,6 +172,14 @@ impl Weights {
         untaken.map(|(name, _)| name.as_str()).collect()
     }
 
+    /// Logs tensors that nobody has taken.
+    pub fn warn_of_unused(&self) {
+        let unused = self.unused();
+        if let Some(first) = unused.first() {
+            tracing::warn!(weights = %self.origin, count = unused.len(), first, "tensors that the config does not ask for");
+        }
+    }
+
     /// The tensors whose names start with `prefix` and a dot; all of them when it is empty.
     pub fn scope(&self, prefix: &str) -> Scope<'_> {
         Scope { weights: self, prefix: prefix.to_owned() }
