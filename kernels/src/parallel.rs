@@ -54,10 +54,6 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    pub(crate) fn new(buffer: &mut [T]) -> Self {
-        Self(buffer.as_mut_ptr())
-    }
-
     pub(crate) fn from_pointer(pointer: *mut T) -> Self {
         Self(pointer)
     }

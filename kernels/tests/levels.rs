@@ -69,7 +69,7 @@ proptest! {
         seed: u64, m in 1usize..70, n in 1usize..150, k in 1usize..90,
         dtype in dtypes(), input in dtypes(), out in dtypes(), activation in activations(), with_bias: bool,
     ) {
-        let bias = with_bias.then(|| noise(seed + 1, &[n], Dtype::F32));
+        let bias = with_bias.then(|| noise(seed ^ 1, &[n], Dtype::F32));
         let weight = PackedLinear::new(&noise(seed, &[n, k], Dtype::F32), bias.as_ref(), dtype).unwrap();
         let x = noise(seed ^ 2, &[m, k], input);
         let coarsest = if dtype == Dtype::F32 && out == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 };
@@ -102,6 +102,144 @@ proptest! {
         let bias = biased.then(|| noise(seed ^ 4, &[heads, tq, tk], Dtype::F32));
         let key_len = (masked > 0).then(|| tk.saturating_sub(masked).max(1));
         all_levels_agree(dtype, || kernels::attention(&q, &k, &v, heads, 0.7, key_len, bias.as_ref()))?;
+    }
+
+    #[test]
+    fn conv2d_agrees_at_any_size_padding_and_stride(
+        seed: u64, frames in 1usize..3, h in 1usize..12, w in 1usize..40, cin in 1usize..40, cout in 1usize..80,
+        kernel in 1usize..4, stride in 1usize..3, pads in prop::array::uniform4(0usize..3),
+        dtype in dtypes(), input in dtypes(), activation in activations(), with_residual: bool,
+    ) {
+        let [left, right, top, bottom] = pads;
+        prop_assume!(h + top + bottom >= kernel && w + left + right >= kernel);
+        let padding = Padding { left, right, top, bottom };
+        let weight = noise(seed, &[cout, cin, kernel, kernel], Dtype::F32);
+        let weight = PackedConv2d::new(&weight, Some(&noise(seed ^ 1, &[cout], Dtype::F32)), stride, padding, dtype).unwrap();
+        let x = noise(seed ^ 2, &[frames, h, w, cin], input);
+        let shape = kernels::conv2d(&x, &weight, activation, None).unwrap().shape().to_vec();
+        let residual = with_residual.then(|| noise(seed ^ 3, &shape, input));
+        let coarsest = if dtype == Dtype::F32 && input == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 };
+        all_levels_agree(coarsest, || kernels::conv2d(&x, &weight, activation, residual.as_ref()))?;
+    }
+
+    #[test]
+    fn causal_conv3d_agrees_with_any_cache(
+        seed: u64, frames in 1usize..5, cached in 0usize..3, kt in 1usize..4, zero_taps in 0usize..3,
+        h in 1usize..6, w in 1usize..9, cin in 1usize..20, cout in 1usize..20, temporal_stride in 1usize..3, dtype in dtypes(),
+    ) {
+        let cached = cached.min(kt - 1);
+        prop_assume!(temporal_stride == 1 || cached + frames >= kt);
+        let shape = [cout, cin, kt, 3, 3];
+        let mut values = noise(seed, &shape, Dtype::F32).to_vec_f32();
+        for (i, v) in values.iter_mut().enumerate() {
+            if i / 9 % kt < zero_taps.min(kt - 1) {
+                *v = 0.0;
+            }
+        }
+        let weight = Tensor::from_vec(values, &shape).unwrap();
+        let weight = CausalConv3d::new(&weight, None, temporal_stride, 1, Padding::all(1), dtype).unwrap();
+        let x = noise(seed ^ 1, &[frames, h, w, cin], dtype);
+        let cache = (cached > 0).then(|| noise(seed ^ 2, &[cached, h, w, cin], dtype));
+        all_levels_agree(dtype, || kernels::causal_conv3d(&x, cache.as_ref(), &weight, Activation::Silu, None))?;
+    }
+
+    #[test]
+    fn conv_transpose2d_agrees_in_both_packings(
+        seed: u64, h in 1usize..10, w in 1usize..30, cin in 1usize..30, cout in 1usize..70, dtype in dtypes(),
+    ) {
+        let weight = noise(seed, &[cin, cout, 4, 4], Dtype::F32);
+        let weight = PackedConvTranspose2d::new(&weight, Some(&noise(seed ^ 1, &[cout], Dtype::F32)), dtype).unwrap();
+        let x = noise(seed ^ 2, &[h, w, cin], dtype);
+        all_levels_agree(dtype, || kernels::conv_transpose2d(&x, &weight, Activation::LeakyRelu(0.2)))?;
+    }
+
+    #[test]
+    fn norms_agree_at_any_width_and_offset(
+        seed: u64, rows in 1usize..20, d in 2usize..100, offset in -100.0f32..100.0, input in dtypes(), out in dtypes(), per_row: bool,
+    ) {
+        let values: Vec<f32> = noise(seed, &[rows, d], Dtype::F32).to_vec_f32().iter().map(|v| v + offset).collect();
+        let x = Tensor::from_vec(values, &[rows, d]).unwrap().to_dtype(input);
+        let vector = |i: u64| noise(seed ^ i, &[d], Dtype::F32);
+        let modulation = |i: u64| if per_row { noise(seed ^ i, &[rows, d], Dtype::F32) } else { vector(i) };
+        let (scale, shift, weight) = (modulation(1), modulation(2), vector(3));
+        // f32 input far from zero leaves few bits for the deviations: 2⁻²⁴·offset of an average deviation of 0.6.
+        let tolerance = if out == Dtype::F32 && offset.abs() < 10.0 { Dtype::F32 } else { Dtype::Bf16 };
+        all_levels_agree(tolerance, || kernels::layer_norm(&x, Some(&weight), Some(&vector(4)), 1e-6, out))?;
+        all_levels_agree(tolerance, || kernels::layer_norm_modulate(&x, &scale, &shift, 1e-6, out))?;
+        all_levels_agree(out, || kernels::rms_norm(&x, &weight, 1e-6, out))?;
+        all_levels_agree(input, || kernels::channel_norm_silu(&x, &weight, per_row))?;
+    }
+
+    #[test]
+    fn rope_agrees_at_any_head_width(
+        seed: u64, grid in prop::array::uniform3(1usize..5), heads in 1usize..4, half in 1usize..40, dtype in dtypes(),
+    ) {
+        let table = RopeTable::wan(2 * half, grid).unwrap();
+        let x = noise(seed, &[table.tokens(), heads * 2 * half], dtype);
+        all_levels_agree(dtype, || kernels::rope(&x, heads, &table))?;
+    }
+
+    #[test]
+    fn resampling_agrees_at_any_size(
+        seed: u64, frames in 1usize..3, h in 1usize..12, w in 1usize..20, c in 1usize..40,
+        height in 1usize..30, width in 1usize..30, reach in 0.1f32..30.0, dtype in dtypes(),
+    ) {
+        let clip = noise(seed, &[frames, h, w, 4 * c], dtype);
+        all_levels_agree(dtype, || kernels::resize_bilinear(&clip, height, width))?;
+        all_levels_agree(dtype, || kernels::upsample_nearest2x(&clip))?;
+        all_levels_agree(dtype, || kernels::pixel_shuffle2x(&clip))?;
+        let picture = |i: u64, c| noise(seed ^ i, &[h, w, c], dtype);
+        let (a, b, mask) = (picture(1, c), picture(2, c), noise(seed ^ 3, &[h, w, 1], Dtype::F32));
+        let flow = noise(seed ^ 4, &[h, w, 2], Dtype::F32);
+        let flow = kernels::linear_combination(&[(reach, &flow)]).unwrap();
+        all_levels_agree(dtype, || kernels::backward_warp(&a, &flow))?;
+        all_levels_agree(dtype, || kernels::blend_mask(&a, &b, &mask))?;
+    }
+
+    #[test]
+    fn pointwise_operations_agree(seed: u64, len in 1usize..300, dtype in dtypes(), other in dtypes(), activation in activations()) {
+        let (a, b) = (noise(seed, &[len], dtype), noise(seed ^ 1, &[len], other));
+        let coarsest = if dtype == Dtype::F32 && other == Dtype::F32 { Dtype::F32 } else { Dtype::Bf16 };
+        let wide = kernels::linear_combination(&[(8.0, &a)]).unwrap();
+        all_levels_agree(dtype, || Ok(kernels::activate(&wide, activation)))?;
+        all_levels_agree(coarsest, || kernels::linear_combination(&[(0.5, &a), (-2.0, &b), (1.5, &a)]))?;
+        all_levels_agree(coarsest, || kernels::guide(&a, &b, 5.0))?;
+        all_levels_agree(Dtype::Bf16, || Ok(a.to_dtype(other)))?;
+    }
+}
+
+#[test]
+fn conversion_to_bf16_rounds_to_nearest_even_and_keeps_what_is_not_a_number() {
+    // One bit below, at and above the middle between two bf16 values, on both parities.
+    let bits = [0x3f80_7fff_u32, 0x3f80_8000, 0x3f80_8001, 0x3f81_7fff, 0x3f81_8000, 0x3f81_8001, 0xff80_0000];
+    let expected = [0x3f80_0000_u32, 0x3f80_0000, 0x3f81_0000, 0x3f81_0000, 0x3f82_0000, 0x3f82_0000, 0xff80_0000];
+    let values: Vec<f32> =
+        bits.into_iter().map(f32::from_bits).chain([f32::NAN, f32::from_bits(0x7f80_0001)]).collect();
+    for level in simd::available() {
+        let x = Tensor::from_f32(&values, &[9]).unwrap();
+        let rounded = simd::force(level, || x.to_dtype(Dtype::Bf16).to_vec_f32()).unwrap();
+        assert_eq!(rounded[..7], expected.map(f32::from_bits), "{level:?}");
+        assert!(rounded[7].is_nan() && rounded[8].is_nan(), "{level:?}");
+    }
+}
+
+/// Shapes of the real models, where sizes are multiples of the tiles and work is spread over threads.
+#[test]
+fn model_sized_operations_agree() {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let weight = PackedLinear::new(&noise(1, &[384, 256], Dtype::F32), None, dtype).unwrap();
+        let x = noise(2, &[300, 256], dtype);
+        all_levels_agree(dtype, || kernels::linear(&x, &weight, Activation::GeluTanh, dtype)).unwrap();
+        for (cin, cout, h, w) in [(24, 24, 40, 128), (64, 64, 17, 40), (3, 16, 40, 150), (48, 96, 16, 16)] {
+            let weight =
+                PackedConv2d::new(&noise(3, &[cout, cin, 3, 3], Dtype::F32), None, 1, Padding::all(1), dtype).unwrap();
+            let x = noise(4, &[h, w, cin], dtype);
+            all_levels_agree(dtype, || kernels::conv2d(&x, &weight, Activation::Silu, None)).unwrap();
+        }
+        // Wider than one strip.
+        let weight = PackedConv2d::new(&noise(5, &[8, 4, 3, 3], Dtype::F32), None, 2, Padding::all(1), dtype).unwrap();
+        let x = noise(6, &[5, 2100, 4], dtype);
+        all_levels_agree(dtype, || kernels::conv2d(&x, &weight, Activation::None, None)).unwrap();
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{ConvCall, ConvKernel, Padding, check_residual, check_stride, run};
 use crate::activation::Activation;
 use crate::error::{Result, shape_error};
+use crate::gemm::padded_vector;
 use crate::linear::bias_values;
 use crate::tensor::{Dtype, Tensor};
 
@@ -23,7 +24,7 @@ impl PackedConv2d {
             return shape_error(OP, format!("weight {:?} is empty", weight.shape()));
         }
         check_stride(OP, stride)?;
-        let bias = bias_values(OP, bias, cout)?;
+        let bias = bias_values(OP, bias, cout)?.map(padded_vector);
         let values = weight.f32_values();
         let at = |o: usize, c: usize, [_, y, x]: [usize; 3]| values[((o * cin + c) * kh + y) * kw + x];
         Ok(Self { kernel: ConvKernel::pack([cout, cin], [1, kh, kw], bias, stride, padding, dtype, at) })
@@ -37,8 +38,8 @@ pub fn conv2d(x: &Tensor, weight: &PackedConv2d, activation: Activation, residua
     const OP: &str = "conv2d";
     let kernel = &weight.kernel;
     let (frames, h, w) = match *x.shape() {
-        [h, w, c] if c == kernel.cin => (1, h, w),
-        [f, h, w, c] if c == kernel.cin => (f, h, w),
+        [h, w, c] if c == kernel.cin && !x.is_empty() => (1, h, w),
+        [f, h, w, c] if c == kernel.cin && !x.is_empty() => (f, h, w),
         _ => return shape_error(OP, format!("x is {:?}, needs [(f,) h, w, {}]", x.shape(), kernel.cin)),
     };
     let (out_h, out_w) = kernel.output_size(OP, h, w)?;
@@ -53,7 +54,7 @@ pub fn conv2d(x: &Tensor, weight: &PackedConv2d, activation: Activation, residua
         frames: (0..frames).map(|f| vec![Some(f)]).collect(),
         activation,
     };
-    Ok(Tensor::from_result(run(&call, x, residual)?, &shape, x.dtype()))
+    Ok(run(&call, x, residual, &shape))
 }
 
 #[cfg(test)]

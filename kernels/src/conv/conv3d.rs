@@ -3,6 +3,7 @@
 use super::{ConvCall, ConvKernel, Padding, check_residual, check_stride, run};
 use crate::activation::Activation;
 use crate::error::{Result, argument_error, shape_error};
+use crate::gemm::padded_vector;
 use crate::linear::bias_values;
 use crate::tensor::{Dtype, Tensor};
 
@@ -37,7 +38,7 @@ impl CausalConv3d {
         }
         check_stride(OP, stride)?;
         check_stride(OP, temporal_stride)?;
-        let bias = bias_values(OP, bias, cout)?;
+        let bias = bias_values(OP, bias, cout)?.map(padded_vector);
         let values = weight.f32_values();
         let dropped = leading_zero_taps(&values, kt, kh * kw);
         let at =
@@ -82,7 +83,7 @@ pub fn causal_conv3d(
     const OP: &str = "causal_conv3d";
     let kernel = &weight.kernel;
     let [f, h, w] = match *x.shape() {
-        [f, h, w, c] if c == kernel.cin => [f, h, w],
+        [f, h, w, c] if c == kernel.cin && !x.is_empty() => [f, h, w],
         _ => return shape_error(OP, format!("x is {:?}, needs [f, h, w, {}]", x.shape(), kernel.cin)),
     };
     let cached = check_cache(x, cache, weight)?;
@@ -91,13 +92,11 @@ pub fn causal_conv3d(
     let shape = [frames.len(), out_h, out_w, kernel.cout()];
     check_residual(OP, residual, &shape)?;
     let call = ConvCall { kernel, source: [h, w], output: [out_h, out_w], frames, activation };
-    let y = match cache {
-        Some(cache) if !weight.is_per_frame() && cached > 0 => {
-            run(&call, &Tensor::concat_outer(&[cache, x])?, residual)?
-        }
-        _ => run(&call, x, residual)?,
+    let joined = match cache {
+        Some(cache) if !weight.is_per_frame() && cached > 0 => &Tensor::concat_outer(&[cache, x])?,
+        _ => x,
     };
-    Ok(Tensor::from_result(y, &shape, x.dtype()))
+    Ok(run(&call, joined, residual, &shape))
 }
 
 fn check_cache(x: &Tensor, cache: Option<&Tensor>, weight: &CausalConv3d) -> Result<usize> {

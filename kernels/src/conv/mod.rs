@@ -2,6 +2,7 @@
 
 mod conv2d;
 mod conv3d;
+mod cpu;
 mod reference;
 mod transpose;
 
@@ -12,6 +13,7 @@ pub use transpose::{PackedConvTranspose2d, conv_transpose2d};
 use crate::activation::Activation;
 use crate::error::{Result, argument_error, shape_error};
 use crate::packed::PackedMatrix;
+use crate::simd::Isa;
 use crate::tensor::{Dtype, Tensor};
 
 /// Zeros added around a picture before a convolution, in pixels.
@@ -38,6 +40,7 @@ impl Padding {
 #[derive(Debug, Clone)]
 pub(crate) struct ConvKernel {
     pub(crate) matrix: PackedMatrix,
+    /// Padded to whole panels.
     pub(crate) bias: Option<Vec<f32>>,
     pub(crate) taps: [usize; 3],
     pub(crate) cin: usize,
@@ -98,11 +101,14 @@ pub(crate) struct ConvCall<'a> {
     pub(crate) activation: Activation,
 }
 
-/// Runs a call over `input` (frames one after another, channels last); `residual` has the output's shape.
-fn run(call: &ConvCall<'_>, input: &Tensor, residual: Option<&Tensor>) -> Result<Vec<f32>> {
-    let input = input.to_dtype(call.kernel.matrix.dtype());
+/// Runs a call over `input` (frames one after another, channels last); `shape` is the output's, and the residual's.
+fn run(call: &ConvCall<'_>, input: &Tensor, residual: Option<&Tensor>, shape: &[usize]) -> Tensor {
+    if let Some(isa) = Isa::current() {
+        return cpu::conv(isa, call, input, residual, shape);
+    }
+    let rounded = input.to_dtype(call.kernel.matrix.dtype());
     let residual = residual.map(Tensor::f32_values);
-    Ok(reference::conv(call, &input.f32_values(), residual.as_deref()))
+    Tensor::from_result(reference::conv(call, &rounded.f32_values(), residual.as_deref()), shape, input.dtype())
 }
 
 fn check_stride(op: &'static str, stride: usize) -> Result<()> {

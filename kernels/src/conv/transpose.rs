@@ -1,17 +1,36 @@
 //! Transposed convolution with kernel 4, stride 2, padding 1 (IFNet's upsampling).
 
-use super::reference;
+use half::bf16;
+
+use super::cpu::{self, Placement};
+use super::{ConvCall, ConvKernel, Padding, reference};
 use crate::activation::Activation;
 use crate::error::{Result, shape_error};
+use crate::gemm::padded_vector;
 use crate::linear::bias_values;
+use crate::packed::LINE;
+use crate::simd::{Element, Isa};
 use crate::tensor::{Dtype, Tensor};
 
 /// Weight and bias of a transposed convolution with kernel 4×4, stride 2 and padding 1.
+///
+/// Packed as the plain convolutions that make the interleaved *phases* of the result: an output row of one parity reads two
+/// input rows, and the same holds for columns.
 #[derive(Debug, Clone)]
 pub struct PackedConvTranspose2d {
     /// [cin, cout, 4, 4] in the dtype of the multiplications.
-    pub(crate) weight: Tensor,
-    pub(crate) bias: Option<Vec<f32>>,
+    pub(super) weight: Tensor,
+    pub(super) bias: Option<Vec<f32>>,
+    phases: Vec<Phase>,
+}
+
+/// A convolution that makes the output rows of parity `row`, and the columns of parity `column` (of both when `None`, as
+/// twice the channels).
+#[derive(Debug, Clone)]
+struct Phase {
+    row: usize,
+    column: Option<usize>,
+    kernel: ConvKernel,
 }
 
 impl PackedConvTranspose2d {
@@ -25,27 +44,97 @@ impl PackedConvTranspose2d {
             return shape_error(OP, format!("weight {:?} is empty", weight.shape()));
         }
         let bias = bias_values(OP, bias, cout)?;
-        Ok(Self { weight: weight.to_dtype(dtype), bias })
+        let phases = pack_phases(weight, bias.as_deref(), dtype);
+        Ok(Self { weight: weight.to_dtype(dtype), bias, phases })
     }
 
-    fn cin(&self) -> usize {
+    pub(super) fn cin(&self) -> usize {
         self.weight.shape()[0]
     }
 
-    pub(crate) fn cout(&self) -> usize {
+    pub(super) fn cout(&self) -> usize {
         self.weight.shape()[1]
     }
+
+    fn dtype(&self) -> Dtype {
+        self.weight.dtype()
+    }
+}
+
+/// The kernel index that links output 2i + parity to input i − 1 + tap, for the taps that exist.
+fn kernel_index(parity: usize, tap: usize) -> Option<usize> {
+    (parity + 3).checked_sub(2 * tap).filter(|&index| index < 4)
+}
+
+/// Two phases (rows apart, columns as channels, 2×3 taps of which a third are zero) when the columns of the packed panels
+/// are used so much better that this is less work; four phases of 2×2 taps otherwise.
+fn pack_phases(weight: &Tensor, bias: Option<&[f32]>, dtype: Dtype) -> Vec<Phase> {
+    let cout = weight.shape()[1];
+    let joined = 3 * (2 * cout).next_multiple_of(LINE) < 4 * cout.next_multiple_of(LINE);
+    let columns = if joined { vec![None] } else { vec![Some(0), Some(1)] };
+    let parities = (0..2).flat_map(|row| columns.iter().map(move |&column| (row, column)));
+    parities.map(|(row, column)| pack_phase(weight, bias, dtype, row, column)).collect()
+}
+
+fn pack_phase(weight: &Tensor, bias: Option<&[f32]>, dtype: Dtype, row: usize, column: Option<usize>) -> Phase {
+    let (cin, cout) = (weight.shape()[0], weight.shape()[1]);
+    let values = weight.f32_values();
+    let copies = if column.is_some() { 1 } else { 2 };
+    let bias = bias.map(|b| padded_vector(b.repeat(copies)));
+    // Parity p reads inputs i − 1 + p and i + p: one zero before the first for p = 0, one after the last for p = 1.
+    let side = |parity: usize| [1 - parity, parity];
+    let [top, bottom] = side(row);
+    let [left, right] = column.map_or([1, 1], side);
+    let kw = column.map_or(3, |_| 2);
+    let at = |o: usize, c: usize, [_, y, x]: [usize; 3]| {
+        let (o, parity, tap) = match column {
+            Some(parity) => (o, parity, x + parity),
+            None => (o % cout, o / cout, x),
+        };
+        match (kernel_index(row, y + row), kernel_index(parity, tap)) {
+            (Some(ky), Some(kx)) => values[((c * cout + o) * 4 + ky) * 4 + kx],
+            _ => 0.0,
+        }
+    };
+    let padding = Padding { left, right, top, bottom };
+    let kernel = ConvKernel::pack([copies * cout, cin], [1, 2, kw], bias, 1, padding, dtype, at);
+    Phase { row, column, kernel }
 }
 
 /// `activation(conv_transpose(x) + bias)`: x [h, w, cin] → [2h, 2w, cout] of x's dtype.
 pub fn conv_transpose2d(x: &Tensor, weight: &PackedConvTranspose2d, activation: Activation) -> Result<Tensor> {
     let (h, w) = match *x.shape() {
-        [h, w, c] if c == weight.cin() => (h, w),
+        [h, w, c] if c == weight.cin() && !x.is_empty() => (h, w),
         _ => return shape_error("conv_transpose2d", format!("x is {:?}, needs [h, w, {}]", x.shape(), weight.cin())),
     };
-    let input = x.to_dtype(weight.weight.dtype());
+    if let Some(isa) = Isa::current() {
+        return Ok(match x.dtype() {
+            Dtype::F32 => run_phases::<f32>(isa, x, [h, w], weight, activation),
+            Dtype::Bf16 => run_phases::<bf16>(isa, x, [h, w], weight, activation),
+        });
+    }
+    let input = x.to_dtype(weight.dtype());
     let y = reference::conv_transpose2d(&input.f32_values(), h, w, weight, activation);
     Ok(Tensor::from_result(y, &[2 * h, 2 * w, weight.cout()], x.dtype()))
+}
+
+fn run_phases<T: Element>(
+    isa: Isa,
+    x: &Tensor,
+    [h, w]: [usize; 2],
+    weight: &PackedConvTranspose2d,
+    activation: Activation,
+) -> Tensor {
+    let cout = weight.cout();
+    let mut out = vec![T::default(); 4 * h * w * cout];
+    for phase in &weight.phases {
+        let call =
+            ConvCall { kernel: &phase.kernel, source: [h, w], output: [h, w], frames: vec![vec![Some(0)]], activation };
+        let start = (phase.row * 2 * w + phase.column.unwrap_or(0)) * cout;
+        let placement = Placement { frame: 0, row: 4 * w * cout, pixel: 2 * cout };
+        cpu::conv_into(isa, &call, x, None, out[start..].as_mut_ptr(), placement);
+    }
+    T::tensor(out, &[2 * h, 2 * w, cout])
 }
 
 #[cfg(test)]

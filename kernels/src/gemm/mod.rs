@@ -9,7 +9,7 @@ mod product;
 mod tile;
 
 pub(crate) use finish::{Epilogue, Finish};
-pub(crate) use product::{linear_product, padded_vector};
+pub(crate) use product::{Rows, linear_product, padded_vector};
 pub(crate) use tile::{Bf16Product, F32Product, Product, Tile, Tiles};
 
 use std::ops::Range;

@@ -1,10 +1,14 @@
 //! Normalisations over the last dimension, with the modulation and activation that follow them.
 
+mod cpu;
 mod reference;
 
+use crate::activation::Activation;
 use crate::error::{Result, shape_error};
 use crate::linear::bias_values;
+use crate::simd::Isa;
 use crate::tensor::{Dtype, Tensor};
+use cpu::{Norm, Spec, normalise};
 
 /// LayerNorm over the last dimension: x [t, d] → [t, d] of dtype `out`; `weight` and `bias` [d] are optional.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32, out: Dtype) -> Result<Tensor> {
@@ -13,6 +17,10 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
     let (weight, bias) = (bias_values(OP, weight, d)?, bias_values(OP, bias, d)?);
     let weight = weight.unwrap_or_else(|| vec![1.0; d]);
     let bias = bias.unwrap_or_else(|| vec![0.0; d]);
+    if let Some(isa) = Isa::current() {
+        let (norm, activation) = (Norm::Layer(eps), Activation::None);
+        return Ok(normalise(isa, x, d, Spec { norm, weight: &weight, bias: Some(&bias), activation }, out));
+    }
     let y = reference::layer_norm(&x.f32_values(), rows, d, &weight, &bias, eps);
     Ok(Tensor::from_result(y, x.shape(), out))
 }
@@ -26,7 +34,12 @@ pub fn layer_norm_modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32,
         return shape_error(OP, format!("scale {a:?} and shift {b:?} must both be [{d}] or [{rows}, {d}]"));
     }
     let weight: Vec<f32> = scale.f32_values().iter().map(|s| 1.0 + s).collect();
-    let y = reference::layer_norm(&x.f32_values(), rows, d, &weight, &shift.f32_values(), eps);
+    let shift = shift.f32_values();
+    if let Some(isa) = Isa::current() {
+        let (norm, activation) = (Norm::Layer(eps), Activation::None);
+        return Ok(normalise(isa, x, d, Spec { norm, weight: &weight, bias: Some(&shift), activation }, out));
+    }
+    let y = reference::layer_norm(&x.f32_values(), rows, d, &weight, &shift, eps);
     Ok(Tensor::from_result(y, x.shape(), out))
 }
 
@@ -35,6 +48,10 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, out: Dtype) -> Result<Ten
     const OP: &str = "rms_norm";
     let (rows, d) = rows_of(OP, x)?;
     let weight = required_vector(OP, weight, d)?;
+    if let Some(isa) = Isa::current() {
+        let spec = Spec { norm: Norm::Rms(eps), weight: &weight, bias: None, activation: Activation::None };
+        return Ok(normalise(isa, x, d, spec, out));
+    }
     Ok(Tensor::from_result(reference::rms_norm(&x.f32_values(), rows, d, &weight, eps), x.shape(), out))
 }
 
@@ -45,7 +62,13 @@ pub fn channel_norm_silu(x: &Tensor, gamma: &Tensor, silu: bool) -> Result<Tenso
     const OP: &str = "channel_norm_silu";
     let (rows, c) = rows_of(OP, x)?;
     let gamma = required_vector(OP, gamma, c)?;
-    Ok(Tensor::from_result(reference::channel_norm(&x.f32_values(), rows, c, &gamma, silu), x.shape(), x.dtype()))
+    let activation = if silu { Activation::Silu } else { Activation::None };
+    if let Some(isa) = Isa::current() {
+        let spec = Spec { norm: Norm::L2, weight: &gamma, bias: None, activation };
+        return Ok(normalise(isa, x, c, spec, x.dtype()));
+    }
+    let y = reference::channel_norm(&x.f32_values(), rows, c, &gamma, activation);
+    Ok(Tensor::from_result(y, x.shape(), x.dtype()))
 }
 
 /// Rows and width of x seen as a matrix over its last dimension.

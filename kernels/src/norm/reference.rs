@@ -27,9 +27,8 @@ pub(super) fn rms_norm(x: &[f32], rows: usize, d: usize, weight: &[f32], eps: f3
     out
 }
 
-/// `x / max(‖x‖₂, 1e-12) · √c · gamma`, then SiLU.
-pub(super) fn channel_norm(x: &[f32], rows: usize, c: usize, gamma: &[f32], silu: bool) -> Vec<f32> {
-    let activation = if silu { Activation::Silu } else { Activation::None };
+/// `x / max(‖x‖₂, 1e-12) · √c · gamma`, then the activation.
+pub(super) fn channel_norm(x: &[f32], rows: usize, c: usize, gamma: &[f32], activation: Activation) -> Vec<f32> {
     let mut out = Vec::with_capacity(rows * c);
     for values in x.chunks_exact(c) {
         let factor = (c as f64).sqrt() / sum_of_squares(values).sqrt().max(1e-12);

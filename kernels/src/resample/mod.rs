@@ -1,15 +1,21 @@
 //! Resizing, shuffling and warping of channels-last pictures.
 
+mod cpu;
 mod reference;
 
 use crate::error::{Result, argument_error, shape_error};
+use crate::simd::Isa;
 use crate::tensor::Tensor;
 
 /// Doubles height and width by repeating pixels: x [(f,) h, w, c] → [(f,) 2h, 2w, c] (torch's `nearest-exact`, factor 2).
 pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
     let [f, h, w, c] = clip_shape("upsample_nearest2x", x)?;
+    let shape = with_size(x, 2 * h, 2 * w, c);
+    if Isa::current().is_some() {
+        return Ok(cpu::upsample_nearest2x(x, [f, h, w, c], &shape));
+    }
     let y = reference::upsample_nearest2x(&x.f32_values(), [f, h, w, c]);
-    Ok(Tensor::from_result(y, &with_size(x, 2 * h, 2 * w, c), x.dtype()))
+    Ok(Tensor::from_result(y, &shape, x.dtype()))
 }
 
 /// Bilinear resize with half-pixel centres (`align_corners=false`, no antialiasing): x [(f,) h, w, c] → [(f,) height, width, c].
@@ -19,8 +25,12 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor
     if height == 0 || width == 0 {
         return argument_error(OP, format!("a size of {height}x{width} is empty"));
     }
+    let resized = with_size(x, height, width, shape[3]);
+    if let Some(isa) = Isa::current() {
+        return Ok(cpu::resize_bilinear(isa, x, shape, [height, width], &resized));
+    }
     let y = reference::resize_bilinear(&x.f32_values(), shape, height, width);
-    Ok(Tensor::from_result(y, &with_size(x, height, width, shape[3]), x.dtype()))
+    Ok(Tensor::from_result(y, &resized, x.dtype()))
 }
 
 /// Moves channels to pixels: x [(f,) h, w, 4c] → [(f,) 2h, 2w, c]. Channel 4·i + 2·dy + dx of a pixel becomes channel i of
@@ -31,8 +41,12 @@ pub fn pixel_shuffle2x(x: &Tensor) -> Result<Tensor> {
     if !c.is_multiple_of(4) {
         return shape_error(OP, format!("x is {:?}, its channels must be a multiple of 4", x.shape()));
     }
+    let shape = with_size(x, 2 * h, 2 * w, c / 4);
+    if Isa::current().is_some() {
+        return Ok(cpu::pixel_shuffle2x(x, [f, h, w, c], &shape));
+    }
     let y = reference::pixel_shuffle2x(&x.f32_values(), [f, h, w, c]);
-    Ok(Tensor::from_result(y, &with_size(x, 2 * h, 2 * w, c / 4), x.dtype()))
+    Ok(Tensor::from_result(y, &shape, x.dtype()))
 }
 
 /// Samples `image` [h, w, c] at (x + flow_x, y + flow_y), bilinear, with coordinates clamped to the picture:
@@ -47,7 +61,14 @@ pub fn backward_warp(image: &Tensor, flow: &Tensor) -> Result<Tensor> {
     if flow.shape() != [h, w, 2] {
         return shape_error(OP, format!("flow is {:?}, needs [{h}, {w}, 2]", flow.shape()));
     }
-    let y = reference::backward_warp(&image.f32_values(), [h, w, c], &flow.f32_values());
+    if image.is_empty() {
+        return shape_error(OP, format!("image {:?} is empty", image.shape()));
+    }
+    let flow = flow.f32_values();
+    if let Some(isa) = Isa::current() {
+        return Ok(cpu::backward_warp(isa, image, [h, w, c], &flow));
+    }
+    let y = reference::backward_warp(&image.f32_values(), [h, w, c], &flow);
     Ok(Tensor::from_result(y, image.shape(), image.dtype()))
 }
 
@@ -55,11 +76,15 @@ pub fn backward_warp(image: &Tensor, flow: &Tensor) -> Result<Tensor> {
 pub fn blend_mask(a: &Tensor, b: &Tensor, mask: &Tensor) -> Result<Tensor> {
     const OP: &str = "blend_mask";
     let &[h, w, c] = a.shape() else { return shape_error(OP, format!("a is {:?}, needs [h, w, c]", a.shape())) };
-    if b.shape() != a.shape() || mask.shape() != [h, w, 1] {
+    if a.is_empty() || b.shape() != a.shape() || mask.shape() != [h, w, 1] {
         let (b, m) = (b.shape(), mask.shape());
         return shape_error(OP, format!("a {:?}, b {b:?} and mask {m:?} do not fit", a.shape()));
     }
-    let y = reference::blend_mask(&a.f32_values(), &b.f32_values(), &mask.f32_values(), c);
+    let mask = mask.f32_values();
+    if let Some(isa) = Isa::current() {
+        return Ok(cpu::blend_mask(isa, a, &b.to_dtype(a.dtype()), &mask, [h, w, c]));
+    }
+    let y = reference::blend_mask(&a.f32_values(), &b.f32_values(), &mask, c);
     Ok(Tensor::from_result(y, a.shape(), a.dtype()))
 }
 

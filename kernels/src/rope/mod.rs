@@ -1,8 +1,10 @@
 //! Rotary position embedding over interleaved pairs, with positions on up to three axes.
 
+mod cpu;
 mod reference;
 
 use crate::error::{Result, argument_error, shape_error};
+use crate::simd::Isa;
 use crate::tensor::Tensor;
 
 /// Cosines and sines of every token's rotation angles, computed in f64 and stored as f32.
@@ -10,9 +12,10 @@ use crate::tensor::Tensor;
 pub struct RopeTable {
     tokens: usize,
     head_dim: usize,
-    /// [tokens, head_dim / 2]
-    pub(crate) cos: Vec<f32>,
-    pub(crate) sin: Vec<f32>,
+    /// [tokens, head_dim]: each cosine twice, for the two members of its pair.
+    cos: Vec<f32>,
+    /// [tokens, head_dim]: −sin for the first member of each pair, sin for the second.
+    sin: Vec<f32>,
 }
 
 impl RopeTable {
@@ -34,8 +37,8 @@ impl RopeTable {
         Ok(Self {
             tokens: positions.len(),
             head_dim,
-            cos: angles().map(|a| a.cos() as f32).collect(),
-            sin: angles().map(|a| a.sin() as f32).collect(),
+            cos: angles().flat_map(|a| [a.cos() as f32; 2]).collect(),
+            sin: angles().flat_map(|a| [-a.sin() as f32, a.sin() as f32]).collect(),
         })
     }
 
@@ -70,6 +73,9 @@ pub fn rope(x: &Tensor, heads: usize, table: &RopeTable) -> Result<Tensor> {
         let needed = [table.tokens, heads * table.head_dim];
         return shape_error("rope", format!("x is {:?}, the table and {heads} heads need {needed:?}", x.shape()));
     }
+    if let Some(isa) = Isa::current() {
+        return Ok(cpu::rope(isa, x, heads, table));
+    }
     Ok(Tensor::from_result(reference::rope(&x.f32_values(), heads, table), x.shape(), x.dtype()))
 }
 
@@ -82,8 +88,8 @@ mod tests {
         let table = RopeTable::wan(128, [2, 2, 3]).unwrap();
         assert_eq!((table.tokens(), table.head_dim()), (12, 128));
         // Token 11 is (t 1, y 1, x 2): the first pair of each axis turns by its position.
-        let row = &table.cos[11 * 64..];
-        assert_eq!([row[0], row[22], row[43]], [1f64.cos() as f32, 1f64.cos() as f32, 2f64.cos() as f32]);
+        let row = &table.cos[11 * 128..];
+        assert_eq!([row[0], row[44], row[86]], [1f64.cos() as f32, 1f64.cos() as f32, 2f64.cos() as f32]);
     }
 
     #[test]

@@ -79,14 +79,6 @@ impl Simd for Avx2 {
         registers!(_mm256_permute_ps::<0b10_11_00_01>(a))
     }
     #[inline(always)]
-    fn duplicate_even(self, a: __m256) -> __m256 {
-        registers!(_mm256_moveldup_ps(a))
-    }
-    #[inline(always)]
-    fn duplicate_odd(self, a: __m256) -> __m256 {
-        registers!(_mm256_movehdup_ps(a))
-    }
-    #[inline(always)]
     fn sum(self, a: __m256) -> f32 {
         let lanes = self.lanes(a);
         let (low, high) = lanes.split_at(4);

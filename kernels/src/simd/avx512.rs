@@ -105,14 +105,6 @@ impl<const TIER: u8> Simd for Avx512<TIER> {
         registers!(_mm512_permute_ps::<0b10_11_00_01>(a))
     }
     #[inline(always)]
-    fn duplicate_even(self, a: __m512) -> __m512 {
-        registers!(_mm512_moveldup_ps(a))
-    }
-    #[inline(always)]
-    fn duplicate_odd(self, a: __m512) -> __m512 {
-        registers!(_mm512_movehdup_ps(a))
-    }
-    #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
         registers!(_mm512_reduce_add_ps(a))
     }

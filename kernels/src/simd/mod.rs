@@ -166,10 +166,6 @@ pub(crate) trait Simd: Copy {
     fn scale_by_power(self, x: Self::F, n: Self::F) -> Self::F;
     /// Swaps the two lanes of every pair.
     fn swap_pairs(self, a: Self::F) -> Self::F;
-    /// Every even lane copied to the lane after it.
-    fn duplicate_even(self, a: Self::F) -> Self::F;
-    /// Every odd lane copied to the lane before it.
-    fn duplicate_odd(self, a: Self::F) -> Self::F;
     /// Sum of the lanes.
     fn sum(self, a: Self::F) -> f32;
     /// Largest lane.

@@ -62,14 +62,6 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i ^ 1])
     }
     #[inline(always)]
-    fn duplicate_even(self, a: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i & !1])
-    }
-    #[inline(always)]
-    fn duplicate_odd(self, a: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i | 1])
-    }
-    #[inline(always)]
     fn sum(self, a: Self::F) -> f32 {
         (a[0] + a[4]) + (a[1] + a[5]) + ((a[2] + a[6]) + (a[3] + a[7]))
     }

@@ -1,0 +1,154 @@
+//! Normalisations on vectors.
+//!
+//! | | |
+//! |---|---|
+//! | meaning | y = activation((x − mean) · factor · weight + bias) per row; mean is 0 except for LayerNorm |
+//! | inputs | x [rows, d] f32 or bf16; weight, bias f32 [d] or [rows, d] |
+//! | outputs | [rows, d] f32 or bf16, a new buffer |
+//! | preconditions | d > 0 |
+//! | reference | `reference.rs`; relative RMSE ≤ 1e-5 (f32: order of summation), ≤ 1e-2 (bf16: the result is rounded) |
+//! | bound by | memory: x is read from memory once (its row stays in the first-level cache), y is written once |
+//! | benchmark | `layer_norm_modulate`, `rms_norm`, `channel_norm_silu` |
+#![allow(unsafe_code, reason = "vector loads and stores")]
+
+use half::bf16;
+
+use crate::activation::Activation;
+use crate::elementwise::{load_up_to, store_up_to};
+use crate::gemm::Tiles;
+use crate::parallel;
+use crate::simd::{Element, Isa, Kernel, math};
+use crate::tensor::{Dtype, Tensor};
+
+/// What a row is divided by.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Norm {
+    /// Centred, then √(variance + eps).
+    Layer(f32),
+    /// √(mean square + eps).
+    Rms(f32),
+    /// max(‖x‖₂, 1e-12) / √d.
+    L2,
+}
+
+/// What every row goes through.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spec<'a> {
+    pub(super) norm: Norm,
+    /// [d] or [rows, d]
+    pub(super) weight: &'a [f32],
+    /// As long as the weight.
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) activation: Activation,
+}
+
+/// Normalises x over its last dimension `d`.
+pub(super) fn normalise(isa: Isa, x: &Tensor, d: usize, spec: Spec<'_>, out: Dtype) -> Tensor {
+    match out {
+        Dtype::F32 => normalise_as::<f32>(isa, x, d, spec),
+        Dtype::Bf16 => normalise_as::<bf16>(isa, x, d, spec),
+    }
+}
+
+fn normalise_as<O: Element>(isa: Isa, x: &Tensor, d: usize, spec: Spec<'_>) -> Tensor {
+    let mut out = vec![O::default(); x.len()];
+    if let Some(values) = x.as_f32() {
+        normalise_slice(isa, values, &mut out, d, spec);
+    } else if let Some(values) = x.as_bf16() {
+        normalise_slice(isa, values, &mut out, d, spec);
+    }
+    O::tensor(out, x.shape())
+}
+
+fn normalise_slice<I: Element, O: Element>(isa: Isa, x: &[I], out: &mut [O], d: usize, spec: Spec<'_>) {
+    let rows = parallel::rows_per_piece(d);
+    let operations = x.len() / 2;
+    parallel::for_each_piece(out, rows * d, operations, |piece, out| {
+        let first_row = piece * rows;
+        isa.run(Rows { x: &x[first_row * d..][..out.len()], out, d, first_row, spec });
+    });
+}
+
+struct Rows<'a, I, O> {
+    x: &'a [I],
+    out: &'a mut [O],
+    d: usize,
+    first_row: usize,
+    spec: Spec<'a>,
+}
+
+impl<I: Element, O: Element> Kernel for Rows<'_, I, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Tiles>(self, s: S) {
+        let d = self.d;
+        for (i, (x, out)) in self.x.chunks_exact(d).zip(self.out.chunks_exact_mut(d)).enumerate() {
+            let (mean, factor) = statistics(s, x, self.spec.norm);
+            let per_row = if self.spec.weight.len() == d { 0 } else { (self.first_row + i) * d };
+            let weight = &self.spec.weight[per_row..][..d];
+            let bias = self.spec.bias.map(|b| &b[per_row..][..d]);
+            let (mean, factor) = (s.splat(mean), s.splat(factor));
+            for at in (0..d).step_by(S::LANES) {
+                let n = S::LANES.min(d - at);
+                // SAFETY: at + n ≤ d, the length of x, out, weight and bias.
+                unsafe {
+                    let value = s.mul(s.sub(load_up_to(s, x.as_ptr().add(at), n), mean), factor);
+                    let weight = load_up_to(s, weight.as_ptr().add(at), n);
+                    let value = match bias {
+                        Some(bias) => s.fma(value, weight, load_up_to(s, bias.as_ptr().add(at), n)),
+                        None => s.mul(value, weight),
+                    };
+                    store_up_to(s, out.as_mut_ptr().add(at), math::activate(s, value, self.spec.activation), n);
+                }
+            }
+        }
+    }
+}
+
+/// Mean to subtract and factor to multiply with.
+#[inline(always)]
+fn statistics<S: Tiles, I: Element>(s: S, x: &[I], norm: Norm) -> (f32, f32) {
+    let d = x.len() as f32;
+    match norm {
+        Norm::Layer(eps) => {
+            let mean = sum(s, x) / d;
+            (mean, 1.0 / (squared_distance(s, x, mean) / d + eps).sqrt())
+        }
+        Norm::Rms(eps) => (0.0, 1.0 / (squared_distance(s, x, 0.0) / d + eps).sqrt()),
+        Norm::L2 => (0.0, d.sqrt() / squared_distance(s, x, 0.0).sqrt().max(1e-12)),
+    }
+}
+
+#[inline(always)]
+fn sum<S: Tiles, I: Element>(s: S, x: &[I]) -> f32 {
+    let mut total = s.splat(0.0);
+    for at in (0..x.len()).step_by(S::LANES) {
+        let n = S::LANES.min(x.len() - at);
+        // SAFETY: at + n ≤ the slice's length; lanes past n are zero.
+        total = s.add(total, unsafe { load_up_to(s, x.as_ptr().add(at), n) });
+    }
+    s.sum(total)
+}
+
+/// Σ (x − centre)².
+#[inline(always)]
+fn squared_distance<S: Tiles, I: Element>(s: S, x: &[I], centre: f32) -> f32 {
+    let mut total = s.splat(0.0);
+    let shift = s.splat(centre);
+    for at in (0..x.len()).step_by(S::LANES) {
+        let n = S::LANES.min(x.len() - at);
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: at + n ≤ the slice's length; the array has room for all lanes.
+        unsafe {
+            let mut distance = s.sub(load_up_to(s, x.as_ptr().add(at), n), shift);
+            if n < S::LANES {
+                // Lanes past the end hold −centre; keep zeros there.
+                s.store_first(lanes.as_mut_ptr(), distance, n);
+                distance = s.load(lanes.as_ptr());
+            }
+            total = s.fma(distance, distance, total);
+        }
+    }
+    s.sum(total)
+}
