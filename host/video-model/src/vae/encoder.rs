@@ -7,8 +7,8 @@ use crate::weights::Scope;
 use kernels::{Dtype, Tensor};
 
 enum DownLayer {
-    Residual(ResidualBlock),
-    Downsample(Downsample),
+    Residual(Box<ResidualBlock>),
+    Downsample(Box<Downsample>),
 }
 
 pub(super) struct Encoder {
@@ -31,12 +31,12 @@ impl Encoder {
         for (level, &width) in widths.iter().enumerate() {
             for _ in 0..config.num_res_blocks {
                 let block = ResidualBlock::load(&blocks.at(down.len()), cin, width, dtype, ids)?;
-                down.push(DownLayer::Residual(block));
+                down.push(DownLayer::Residual(Box::new(block)));
                 cin = width;
             }
             if let Some(&temporal) = config.temperal_downsample.get(level) {
                 let layer = Downsample::load(&blocks.at(down.len()), width, temporal, dtype, ids)?;
-                down.push(DownLayer::Downsample(layer));
+                down.push(DownLayer::Downsample(Box::new(layer)));
             }
         }
         Ok(Self {

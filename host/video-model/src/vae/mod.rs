@@ -86,35 +86,38 @@ impl WanVae {
         let &[f, ..] = latent.shape() else {
             return Err(ModelError::Input(format!("latent is {:?}, needs [f, h, w, z]", latent.shape())));
         };
-        let mut session = self.decode_session();
-        let chunks = (0..f).map(|i| session.decode_next(&latent.slice_outer(i..i + 1)?)).collect::<Result<Vec<_>>>()?;
+        let mut state = DecodeState::default();
+        let mut next = |i| self.decode_next(&mut state, &latent.slice_outer(i..i + 1)?);
+        let chunks = (0..f).map(&mut next).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::concat_outer(&chunks.iter().collect::<Vec<_>>())?)
     }
 
-    /// Decodes a clip latent frame by latent frame.
-    pub fn decode_session(&self) -> DecodeSession<'_> {
-        DecodeSession { vae: self, history: History::default() }
-    }
-}
-
-/// One clip on its way through the decoder.
-pub struct DecodeSession<'v> {
-    vae: &'v WanVae,
-    history: History,
-}
-
-impl DecodeSession<'_> {
-    /// The pictures of the next latent frame [1, h, w, z]: one [1, s·h, s·w, 3] for the first, `temporal factor` for
-    /// each later one; f32 in −1..=1.
-    pub fn decode_next(&mut self, latent: &Tensor) -> Result<Tensor> {
-        let z = self.vae.config.z_dim;
+    /// The pictures of a clip's next latent frame [1, h, w, z]: one [1, s·h, s·w, 3] for the first, `temporal factor`
+    /// for each later one; f32 in −1..=1. `state` starts as the default and belongs to one clip.
+    pub fn decode_next(&self, state: &mut DecodeState, latent: &Tensor) -> Result<Tensor> {
+        let z = self.config.z_dim;
         if !matches!(*latent.shape(), [1, h, w, c] if c == z && h > 0 && w > 0) {
             return Err(ModelError::Input(format!("latent frame is {:?}, needs [1, h, w, {z}]", latent.shape())));
         }
-        let x = per_pixel(latent, &self.vae.from_latent)?;
-        let pictures = self.vae.decoder.forward(&x, &mut self.history)?;
+        let x = per_pixel(latent, &self.from_latent)?;
+        let pictures = self.decoder.forward(&x, &mut state.history)?;
+        state.frames += 1;
         let values = pictures.to_vec_f32().into_iter().map(|v| v.clamp(-1.0, 1.0)).collect();
         Ok(Tensor::from_vec(values, pictures.shape())?)
+    }
+}
+
+/// Where a clip is on its way through the decoder.
+#[derive(Default)]
+pub struct DecodeState {
+    history: History,
+    frames: usize,
+}
+
+impl DecodeState {
+    /// Latent frames decoded so far.
+    pub fn frames(&self) -> usize {
+        self.frames
     }
 }
 

@@ -36,8 +36,15 @@ struct RawEntry {
     data_offsets: (usize, usize),
 }
 
-/// The tensors and the metadata strings of a file; the error says what is wrong with it.
-pub(super) fn parse(file: &[u8]) -> Result<(BTreeMap<String, Entry>, BTreeMap<String, String>), String> {
+/// What a file says about itself.
+pub(super) struct Header {
+    pub(super) entries: BTreeMap<String, Entry>,
+    /// The strings under `__metadata__`.
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+/// Reads the header of a whole file; the error says what is wrong with it.
+pub(super) fn parse(file: &[u8]) -> Result<Header, String> {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         return Err(format!("{} bytes cannot hold a header", file.len()));
     };
@@ -60,7 +67,7 @@ pub(super) fn parse(file: &[u8]) -> Result<(BTreeMap<String, Entry>, BTreeMap<St
         let entry = check(raw, data.len(), LENGTH_BYTES + length).map_err(|e| format!("`{name}` {e}"))?;
         entries.insert(name, entry);
     }
-    Ok((entries, metadata))
+    Ok(Header { entries, metadata })
 }
 
 fn check(raw: RawEntry, data_bytes: usize, data_start: usize) -> Result<Entry, String> {

@@ -114,12 +114,12 @@ impl Weights {
     }
 
     fn add(&mut self, name: String, bytes: WeightBytes) -> Result<()> {
-        let (entries, metadata) =
-            header::parse(bytes.as_slice()).map_err(|detail| ModelError::Header { file: name.clone(), detail })?;
+        let header = header::parse(bytes.as_slice());
+        let header = header.map_err(|detail| ModelError::Header { file: name.clone(), detail })?;
         let shard = self.shards.len();
         let located = |entry| Located { shard, entry, taken: AtomicBool::new(false) };
-        self.tensors.extend(entries.into_iter().map(|(name, entry)| (name, located(entry))));
-        self.metadata.extend(metadata);
+        self.tensors.extend(header.entries.into_iter().map(|(name, entry)| (name, located(entry))));
+        self.metadata.extend(header.metadata);
         self.shards.push(Shard { name, bytes });
         Ok(())
     }
