@@ -40,7 +40,6 @@ pub struct UsageRecord {
     /// The device that it ran on.
     pub device: String,
     /// How much.
-    #[serde(flatten)]
     pub usage: Usage,
 }
 
@@ -77,7 +76,6 @@ pub struct UsageTotal {
     /// Jobs that it covers.
     pub jobs: u64,
     /// The sum.
-    #[serde(flatten)]
     pub usage: Usage,
 }
 
