@@ -33,6 +33,16 @@ fn probed(path: &Path) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
+/// The file with the matrix of a phone held upright: a quarter turn clockwise.
+fn rotated(mut mp4: Vec<u8>) -> Vec<u8> {
+    const MATRIX_OFFSET: usize = 4 + 40;
+    let matrix = [0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30].map(i32::to_be_bytes).concat();
+    let header = mp4.windows(4).position(|kind| kind == b"tkhd").unwrap();
+    assert_eq!(mp4[header + 4], 0, "a version 0 box");
+    mp4[header + MATRIX_OFFSET..][..matrix.len()].copy_from_slice(&matrix);
+    mp4
+}
+
 fn decoded_by_ffmpeg(path: &Path, size: FrameSize) -> Vec<Frame> {
     let out = Command::new("ffmpeg")
         .args(["-v", "error", "-i"])
@@ -87,9 +97,9 @@ fn ffmpeg_decodes_our_file_to_our_frames_and_colours() {
     let clip = moving_shapes(160, 120, 30, 24);
     let mp4 = encode(&clip);
     let theirs = decoded_by_ffmpeg(&file_of(&dir, "clip.mp4", &mp4), clip.frames[0].size());
-    // 33 dB: ffmpeg interpolates chroma over the edges where we repeat it.
     let (original, ours) = (worst_db(&clip.frames, &theirs), worst_db(&decode(mp4).frames, &theirs));
-    assert!(original >= 33.0 && ours >= 33.0, "{original:.1} dB to the original, {ours:.1} dB to our decoder");
+    // To our decoder only the rounding differs. To the original, 4:2:0 costs a small picture's edges their colour.
+    assert!(ours >= 40.0 && original >= 30.0, "{ours:.1} dB to our decoder, {original:.1} dB to the original");
     let flat = FrameSize { width: 64, height: 64 };
     for colour in [[200, 30, 60], [20, 180, 240], [128, 128, 128]] {
         let frame = Frame::new(flat, colour.repeat(64 * 64)).unwrap();
@@ -118,7 +128,7 @@ fn b_frames_are_read_by_the_built_in_decoder_in_display_order() {
     assert_eq!((reader.frame_count(), reader.fps().rounded()), (Some(40), 25));
     let frames = reader.read_all(1 << 30).unwrap().frames;
     let db = worst_db(&frames, &decoded_by_ffmpeg(&with_b, clip.frames[0].size()));
-    assert!(db >= 33.0, "{db:.1} dB");
+    assert!(db >= 40.0, "{db:.1} dB");
     for (index, frame) in frames.iter().enumerate() {
         let nearest =
             (0..40).max_by(|&a, &b| psnr_db(&clip.frames[a], frame).total_cmp(&psnr_db(&clip.frames[b], frame)));
@@ -152,17 +162,7 @@ fn other_containers_and_codecs_and_rotated_pictures_go_to_ffmpeg() {
             assert!(db >= 27.0, "{name}: {db:.1} dB");
         }
     }
-    let turned = dir.path().join("turned.mp4");
-    assert!(
-        Command::new("ffmpeg")
-            .args(["-v", "error", "-display_rotation", "90", "-i"])
-            .arg(&plain)
-            .args(["-c", "copy"])
-            .arg(&turned)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let turned = file_of(&dir, "turned.mp4", &rotated(encode(&clip)));
     let reader = VideoReader::open(&turned).unwrap();
     assert_eq!((reader.uses_ffmpeg(), reader.size()), (true, FrameSize { width: 64, height: 96 }));
 }

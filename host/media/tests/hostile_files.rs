@@ -45,7 +45,8 @@ fn read(bytes: Vec<u8>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    // Where ffmpeg is installed each refused file starts it once, which takes its time.
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn a_damaged_video_never_panics(damage in damage()) {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{be32, children, decode, encode, moving_shapes, mp4_box, psnr_db};
+use common::{be32, children, decode, encode, luma_psnr_db, moving_shapes, mp4_box, psnr_db};
 use media::{EncodeSettings, FrameRate, Mp4Encoder, VideoError, VideoReader, encode_mp4};
 use pipeline::{Frame, FrameSize, Frames, StageError};
 use std::ops::ControlFlow;
@@ -20,7 +20,8 @@ fn flat(width: u32, height: u32) -> Frame {
 
 #[test]
 fn every_frame_comes_back_in_order_within_35_db() {
-    let clip = moving_shapes(160, 120, 48, 24);
+    // Large enough that the edges, where 4:2:0 halves the colour's resolution, do not decide the figure.
+    let clip = moving_shapes(512, 384, 48, 24);
     let decoded = decode(encode(&clip));
     assert_eq!((decoded.frames.len(), decoded.fps), (48, FrameRate::per_second(24).unwrap()));
     for (index, (before, after)) in clip.frames.iter().zip(&decoded.frames).enumerate() {
@@ -37,9 +38,9 @@ fn any_even_size_and_any_frame_rate_keep_every_frame() {
         let decoded = decode(encode(&clip));
         assert_eq!((decoded.frames.len(), decoded.fps.rounded()), (9, fps), "{width}x{height} at {fps}");
         assert_eq!(decoded.frames[0].size(), FrameSize { width, height });
-        let worst = clip.frames.iter().zip(&decoded.frames).map(|(a, b)| psnr_db(a, b)).fold(f64::INFINITY, f64::min);
-        // Tiny pictures are mostly edges, where 4:2:0 halves the colour's resolution.
-        assert!(worst >= 27.0, "{width}x{height} at {fps}: {worst:.1} dB");
+        let luma_db = clip.frames.iter().zip(&decoded.frames).map(|(a, b)| luma_psnr_db(a, b));
+        let worst = luma_db.fold(f64::INFINITY, f64::min);
+        assert!(worst >= 35.0, "{width}x{height} at {fps}: {worst:.1} dB");
     }
 }
 

@@ -29,16 +29,18 @@ impl H264Encoder {
     pub(super) fn new(size: FrameSize, fps: FrameRate, settings: EncodeSettings) -> Result<Self, VideoError> {
         let quantizer = settings.quantizer();
         let config = EncoderConfig::new()
-            // With both ends of the range equal the rate control has nothing to decide; the bit rate below only
-            // steers the level that is written into the stream.
-            .rate_control_mode(RateControlMode::Quality)
-            .qp(QpRange::new(quantizer, quantizer))
+            // The one mode that neither skips frames nor spends a budget: it keeps within the range of quantizers, and
+            // that is a single one. The bit rate only steers the level that the stream declares.
+            .rate_control_mode(RateControlMode::Bufferbased)
             .bitrate(BitRate::from_bps(nominal_bits_per_second(size, fps)))
+            .qp(QpRange::new(quantizer, quantizer))
             .max_frame_rate(Hertz::from_hz((fps.as_f64() as f32).clamp(1.0, ENCODER_HERTZ_MAX)))
             .skip_frames(false)
             .intra_frame_period(IntraFramePeriod::from_num_frames(settings.intra_period_frames(fps)))
             .usage_type(UsageType::CameraVideoRealTime)
             .complexity(Complexity::High)
+            // A cut would be coded two steps coarser than asked for.
+            .scene_change_detect(false)
             // Both save bits where a camera's noise hides it. On drawn pictures one sees stale blocks instead.
             .adaptive_quantization(false)
             .background_detection(false)
@@ -66,7 +68,7 @@ impl H264Encoder {
     }
 }
 
-/// Two bits a pixel: more than the finest quantizer needs on ordinary pictures, and within every level's limit.
+/// Two bits a pixel: more than the finest quantizer needs on ordinary pictures.
 fn nominal_bits_per_second(size: FrameSize, fps: FrameRate) -> u32 {
     let pixels = f64::from(size.width) * f64::from(size.height);
     (pixels * 2.0 * fps.as_f64()).clamp(64_000.0, 200_000_000.0) as u32

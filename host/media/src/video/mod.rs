@@ -1,8 +1,9 @@
 //! Video files: H.264 in MP4 out, any common video in.
 //!
-//! Written files are H.264 Baseline/High at a fixed quantizer, 4:2:0, BT.709, limited range, and say so twice: in the
-//! stream's VUI and in the container's `colr` box. The index comes first (fast start), times are whole ticks of the
-//! frame rate, and nothing depends on the clock: the same frames give the same bytes.
+//! Written files are H.264 Constrained Baseline, which every player reads, at a fixed quantizer, 4:2:0, BT.709, limited
+//! range. They name their colours twice: in the stream's VUI and in the container's `colr` box. The index comes first
+//! (fast start), times are whole ticks of the frame rate, and nothing depends on the clock: the same frames give the
+//! same bytes.
 
 mod colour;
 mod demux;

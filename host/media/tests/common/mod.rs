@@ -5,7 +5,7 @@ use pipeline::{Frame, FrameSize, Frames};
 use std::ops::ControlFlow;
 use std::process::Command;
 
-/// A slow gradient with a disc and a box that move over it: flat areas, edges and motion.
+/// A slow gradient with a disc and a bar that move over it: flat areas, edges as soft as a renderer's, and motion.
 pub fn moving_shapes(width: u32, height: u32, count: u32, fps: u32) -> Frames {
     Frames { frames: (0..count).map(|t| shapes_at(width, height, f64::from(t) / f64::from(count))).collect(), fps }
 }
@@ -14,19 +14,20 @@ fn shapes_at(width: u32, height: u32, time: f64) -> Frame {
     let size = FrameSize { width, height };
     let (w, h) = (f64::from(width), f64::from(height));
     let disc = (w * (0.2 + 0.6 * time), h * 0.4, w.min(h) * 0.18);
-    let corner = (w * 0.3, h * (0.75 - 0.5 * time));
+    let bar = (h * (0.75 - 0.5 * time), h * 0.1);
     let mut rgb = Vec::with_capacity(size.rgb_bytes());
     for y in 0..height {
         for x in 0..width {
             let (x, y) = (f64::from(x), f64::from(y));
-            let colour = if (x - disc.0).hypot(y - disc.1) < disc.2 {
-                [215, 60, 45]
-            } else if (corner.0..corner.0 + w * 0.2).contains(&x) && (corner.1..corner.1 + h * 0.2).contains(&y) {
-                [40, 160, 90]
-            } else {
-                [(60.0 + 120.0 * x / w) as u8, (80.0 + 100.0 * y / h) as u8, (150.0 + 60.0 * time) as u8]
+            let mut colour = [60.0 + 120.0 * x / w, 80.0 + 100.0 * y / h, 150.0 + 60.0 * time];
+            let mut paint = |over: [f64; 3], distance: f64| {
+                // Anti-aliased: the share of the pixel that the shape covers.
+                let cover = (0.5 - distance).clamp(0.0, 1.0);
+                colour = [0, 1, 2].map(|c| colour[c] + (over[c] - colour[c]) * cover);
             };
-            rgb.extend_from_slice(&colour);
+            paint([40.0, 160.0, 90.0], (y - bar.0).abs() - bar.1);
+            paint([205.0, 80.0, 65.0], (x - disc.0).hypot(y - disc.1) - disc.2);
+            rgb.extend(colour.map(|c| c.round() as u8));
         }
     }
     Frame::new(size, rgb).unwrap()
@@ -37,6 +38,15 @@ pub fn psnr_db(a: &Frame, b: &Frame) -> f64 {
     assert_eq!(a.size(), b.size());
     let squares: f64 = a.rgb().iter().zip(b.rgb()).map(|(&a, &b)| f64::from(a.abs_diff(b)).powi(2)).sum();
     10.0 * (255.0_f64.powi(2) * a.rgb().len() as f64 / squares.max(f64::MIN_POSITIVE)).log10()
+}
+
+/// The same of the luma alone, which 4:2:0 keeps at full resolution.
+pub fn luma_psnr_db(a: &Frame, b: &Frame) -> f64 {
+    let grey = |frame: &Frame| {
+        let luma = |p: &[u8]| (0.2126 * f64::from(p[0]) + 0.7152 * f64::from(p[1]) + 0.0722 * f64::from(p[2])).round();
+        Frame::new(frame.size(), frame.rgb().chunks(3).flat_map(|p| [luma(p) as u8; 3]).collect()).unwrap()
+    };
+    psnr_db(&grey(a), &grey(b))
 }
 
 pub fn encode(frames: &Frames) -> Vec<u8> {
