@@ -1,0 +1,38 @@
+//! A request on its way into a component and back.
+
+use crate::bindings::wit::{Request, Size};
+use pipeline::{FrameSize, GenerationRequest, Sampler};
+
+pub(crate) fn to_wit(request: GenerationRequest) -> Request {
+    Request {
+        prompt: request.prompt,
+        negative_prompt: request.negative_prompt,
+        model: request.model,
+        size: request.size.map(Size::from),
+        duration_ms: request.duration_ms,
+        fps: request.fps,
+        key_frames: request.key_frames,
+        steps: request.steps,
+        guidance: request.guidance,
+        shift: request.shift,
+        seed: request.seed,
+    }
+}
+
+/// Unchecked: whoever uses the request resolves it. The sampler is not in the contract and passes by the component.
+pub(crate) fn from_wit(request: Request, sampler: Option<Sampler>) -> GenerationRequest {
+    GenerationRequest {
+        prompt: request.prompt,
+        negative_prompt: request.negative_prompt,
+        model: request.model,
+        size: request.size.map(|size| FrameSize { width: size.width, height: size.height }),
+        duration_ms: request.duration_ms,
+        fps: request.fps,
+        key_frames: request.key_frames,
+        steps: request.steps,
+        guidance: request.guidance,
+        shift: request.shift,
+        sampler,
+        seed: request.seed,
+    }
+}
