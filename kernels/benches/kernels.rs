@@ -310,7 +310,7 @@ mod peak {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn multiply_rates() -> (f64, f64) {
         const ROUNDS: usize = 300_000;
-        let flop = |lanes: f64| ROUNDS as f64 * 24.0 * lanes * 2.0;
+        let flop = |lanes: f64| ROUNDS as f64 * 12.0 * lanes * 2.0;
         let avx512_rate = || {
             // SAFETY: called for levels that include AVX-512, which were detected.
             best(flop(16.0), || unsafe {
@@ -333,7 +333,7 @@ mod peak {
             Level::Avx512 => (avx512_rate(), avx512_rate()),
             Level::Avx2 => {
                 // SAFETY: as above.
-                let rate = best(flop(4.0), || unsafe {
+                let rate = best(flop(8.0), || unsafe {
                     black_box(avx2(ROUNDS));
                 });
                 (rate, rate)
@@ -366,7 +366,7 @@ mod peak {
     #[target_feature(enable = "avx512f")]
     fn avx512(rounds: usize) -> f32 {
         let a = black_box(_mm512_set1_ps(1e-9));
-        let mut sums = [_mm512_setzero_ps(); 24];
+        let mut sums = [_mm512_setzero_ps(); 12];
         for _ in 0..rounds {
             for s in &mut sums {
                 *s = _mm512_fmadd_ps(a, a, *s);
@@ -384,7 +384,7 @@ mod peak {
     fn avx512_bf16(rounds: usize) -> f32 {
         // SAFETY: both types are 512 bits.
         let a = unsafe { std::mem::transmute::<__m512i, __m512bh>(black_box(_mm512_set1_epi32(0x3f80_3f80))) };
-        let mut sums = [_mm512_setzero_ps(); 24];
+        let mut sums = [_mm512_setzero_ps(); 12];
         for _ in 0..rounds {
             for s in &mut sums {
                 *s = _mm512_dpbf16_ps(*s, a, a);
@@ -397,7 +397,7 @@ mod peak {
         sum
     }
 
-    /// As many tile products of 16·16·32 as the caller counts: rounds · 24 rows of 16 · 32.
+    /// As many tile products of 16·16·32 as the caller counts: rounds · 12 rows of 16 · 32.
     #[cfg(target_arch = "x86_64")]
     unsafe fn amx(rounds: usize) {
         #[repr(C, align(64))]
@@ -410,7 +410,7 @@ mod peak {
         }
         // SAFETY: the caller has AMX; the configuration is well-formed.
         unsafe { std::arch::asm!("ldtilecfg [{0}]", in(reg) &raw const config) };
-        for _ in 0..rounds * 24 / 16 / 4 {
+        for _ in 0..rounds * 12 / 16 / 4 {
             // SAFETY: the tiles are configured.
             unsafe {
                 std::arch::asm!(
@@ -423,7 +423,7 @@ mod peak {
         }
     }
 
-    /// Twelve accumulators: as many as 16 registers allow (the caller counts 24 of half the lanes).
+    /// Twelve accumulators: as many as 16 registers allow.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     fn avx2(rounds: usize) -> __m256 {

@@ -1,5 +1,7 @@
 //! Spreading work over rayon's current pool, with small jobs kept on the calling thread.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 /// Operations below which handing work to another thread costs more than it saves (about 10 µs of one core).
@@ -26,6 +28,24 @@ pub(crate) fn for_each_piece<T: Send>(
     } else {
         out.par_chunks_mut(piece).enumerate().for_each(|(i, p)| task(i, p));
     }
+}
+
+/// Like [`for_each_piece`] over a new vector of `len` elements, which is not cleared first.
+///
+/// # Safety
+/// The task must write every element of its piece.
+#[allow(unsafe_code, reason = "clearing a buffer that is then overwritten costs as much as the operation itself")]
+pub(crate) unsafe fn collect_pieces<T: Copy + Send>(
+    len: usize,
+    piece: usize,
+    operations: usize,
+    task: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync + Send,
+) -> Vec<T> {
+    let mut out = Vec::with_capacity(len);
+    for_each_piece(&mut out.spare_capacity_mut()[..len], piece, operations, task);
+    // SAFETY: the tasks have written all of it.
+    unsafe { out.set_len(len) };
+    out
 }
 
 /// How many rows of `row` elements make a piece of a memory-bound job: enough to amortise the hand-over, small enough to

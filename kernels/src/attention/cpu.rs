@@ -11,6 +11,9 @@
 //! | benchmark | `attention` |
 #![allow(unsafe_code, reason = "tiles read rows through raw pointers; tasks write disjoint parts of one output")]
 
+use std::f32::consts::LOG2_E;
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 use super::AttentionShape;
@@ -113,8 +116,10 @@ fn pack_values<T: Element>(v: &[T], width: usize, at: usize, shape: AttentionSha
         for (step, lines) in packed.panel_mut(panel).chunks_exact_mut(lines_per_step).enumerate() {
             for part in 0..keys_per_step.min(visible - step * keys_per_step) {
                 let row = &v[(step * keys_per_step + part) * width + at + panel * PANEL..][..columns];
-                for (column, value) in row.iter().enumerate() {
-                    lines[column / LINE].0[column % LINE] |= value.word() << (16 * part);
+                for (line, values) in lines.iter_mut().zip(row.chunks(LINE)) {
+                    for (word, value) in line.0.iter_mut().zip(values) {
+                        *word |= value.word() << (16 * part);
+                    }
                 }
             }
         }
@@ -138,12 +143,13 @@ struct Block<'a, T> {
 
 /// What a task keeps between blocks of keys.
 struct Running<T> {
-    /// [queries, KEYS] scores of a block of keys.
-    scores: Vec<f32>,
+    /// [queries, KEYS] scores of a block of keys; not cleared, since a block writes what it then reads.
+    scores: Box<[MaybeUninit<f32>]>,
     /// [queries, KEYS] of the same, exponentiated: the left operand of the product with v.
-    weights: Vec<T>,
+    weights: Box<[MaybeUninit<T>]>,
     /// [queries, head_dim up to whole lines], not yet divided by the totals.
     sums: Vec<f32>,
+    /// Of the scores in units of ln 2.
     largest: [f32; QUERIES],
     total: [f32; QUERIES],
 }
@@ -166,8 +172,8 @@ impl<T: Element> Block<'_, T> {
         let AttentionShape { visible, head_dim, heads, .. } = self.shape;
         let pitch = head_dim.next_multiple_of(LINE);
         let mut running = Running {
-            scores: vec![0.0; self.queries * KEYS],
-            weights: vec![T::default(); self.queries * KEYS],
+            scores: Box::new_uninit_slice(self.queries * KEYS),
+            weights: Box::new_uninit_slice(self.queries * KEYS),
             sums: vec![0.0; self.queries * pitch],
             largest: [f32::NEG_INFINITY; QUERIES],
             total: [0.0; QUERIES],
@@ -183,7 +189,7 @@ impl<T: Element> Block<'_, T> {
         for first in (0..visible).step_by(KEYS) {
             let keys = KEYS.min(visible - first);
             let panels = first / PANEL..(first + keys).div_ceil(PANEL);
-            let scores = Scores { to: running.scores.as_mut_ptr(), first };
+            let scores = Scores { to: running.scores.as_mut_ptr().cast(), first };
             // SAFETY: q has the rows; the scores have room for KEYS columns, which whole panels do not exceed.
             unsafe { block::<S, P, _>(s, &q, self.queries, self.keys, panels, &scores) };
             for row in 0..self.queries {
@@ -191,7 +197,7 @@ impl<T: Element> Block<'_, T> {
             }
             let v_segments = [Segment { a: 0, b: steps_of(first, T::DTYPE) }];
             let weights = Left {
-                words: words_of(&running.weights),
+                words: running.weights.as_ptr().cast(),
                 row_stride: steps_of(KEYS, T::DTYPE),
                 segments: &v_segments,
                 steps: steps_of(keys, T::DTYPE),
@@ -206,55 +212,50 @@ impl<T: Element> Block<'_, T> {
     /// Turns a row of scores into weights exp(score − largest so far), and rescales what was summed under a smaller one.
     #[inline(always)]
     fn soften<S: Tiles>(&self, s: S, running: &mut Running<T>, row: usize, first: usize, keys: usize, pitch: usize) {
-        let scores = &mut running.scores[row * KEYS..][..keys];
-        let weights = &mut running.weights[row * KEYS..][..keys.next_multiple_of(2)];
+        // SAFETY: a row of scores and weights has KEYS ≥ keys values.
+        let (scores, weights) = unsafe {
+            let (scores, weights) = (running.scores.as_mut_ptr(), running.weights.as_mut_ptr());
+            (scores.add(row * KEYS).cast::<f32>(), weights.add(row * KEYS).cast::<T>())
+        };
+        // Exponents of 2 are cheaper than of e: scores are taken in units of ln 2.
+        let unit = s.splat(self.shape.scale * LOG2_E);
         let bias = self.bias.map(|b| &b[row * self.shape.keys + first..][..keys]);
-        let scale = s.splat(self.shape.scale);
-        let mut largest = running.largest[row];
-        let mut lanes = s.splat(largest);
+        let before = running.largest[row];
+        let mut largest = s.splat(before);
         for at in (0..keys).step_by(S::LANES) {
             let n = S::LANES.min(keys - at);
-            // SAFETY: at + n ≤ keys, the length of the scores and of the bias.
+            // SAFETY: the product has written whole lines of scores; at + n ≤ keys, the length of the bias.
             unsafe {
-                let mut score = s.mul(load_up_to(s, scores.as_ptr().add(at), n), scale);
+                let mut score = s.mul(s.load(scores.add(at)), unit);
                 if let Some(bias) = bias {
-                    score = s.add(score, load_up_to(s, bias.as_ptr().add(at), n));
+                    score = s.fma(load_up_to(s, bias.as_ptr().add(at), n), s.splat(LOG2_E), score);
                 }
-                store_up_to(s, scores.as_mut_ptr().add(at), score, n);
-                if n == S::LANES {
-                    lanes = s.max(lanes, score);
-                } else {
-                    largest = scores[at..].iter().fold(largest, |a, &b| a.max(b));
-                }
+                let score = math::keep_first(s, score, n, f32::NEG_INFINITY);
+                s.store(scores.add(at), score);
+                largest = s.max(largest, score);
             }
         }
-        largest = largest.max(s.largest(lanes));
-        // A row whose scores are all −∞ (a bias may do that) keeps a finite reference, so that no ∞ − ∞ arises.
-        largest = largest.max(f32::MIN);
-        let shift = s.splat(largest);
+        // A row of −∞ (a bias may ask for it) keeps a finite reference, so that no ∞ − ∞ arises.
+        let after = s.largest(largest).max(f32::MIN);
+        let shift = s.splat(after);
         let mut total = s.splat(0.0);
-        let mut tail = 0.0;
         for at in (0..keys).step_by(S::LANES) {
             let n = S::LANES.min(keys - at);
-            // SAFETY: at + n ≤ keys, which scores and weights have.
+            // SAFETY: as above.
             unsafe {
-                let weight = math::exp(s, s.sub(load_up_to(s, scores.as_ptr().add(at), n), shift));
-                store_up_to(s, weights.as_mut_ptr().add(at), weight, n);
-                if n == S::LANES {
-                    total = s.add(total, weight);
-                } else {
-                    store_up_to(s, scores.as_mut_ptr().add(at), weight, n);
-                    tail = scores[at..].iter().sum();
-                }
+                let weight = math::exp2(s, s.sub(s.load(scores.add(at)), shift));
+                store_up_to(s, weights.add(at), weight, n);
+                total = s.add(total, weight);
             }
         }
         if keys % 2 == 1 {
-            weights[keys] = T::default();
+            // The other half of the last bf16 pair. SAFETY: KEYS is even, so keys < KEYS.
+            unsafe { weights.add(keys).write(T::default()) };
         }
-        let factor = (running.largest[row] - largest).exp();
-        running.total[row] = running.total[row] * factor + s.sum(total) + tail;
-        running.largest[row] = largest;
-        if factor != 1.0 {
+        let factor = (before - after).exp2();
+        running.total[row] = running.total[row] * factor + s.sum(total);
+        running.largest[row] = after;
+        if factor != 1.0 && first > 0 {
             let factor = s.splat(factor);
             for at in (row * pitch..(row + 1) * pitch).step_by(S::LANES) {
                 // SAFETY: a row of sums is a whole number of lines.

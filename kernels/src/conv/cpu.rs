@@ -11,6 +11,8 @@
 //! | benchmark | `conv2d`, `causal_conv3d`, `conv_transpose2d` |
 #![allow(unsafe_code, reason = "tiles read rows through raw pointers; tasks write disjoint rows of one output")]
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 use super::{ConvCall, ConvKernel};
@@ -86,8 +88,8 @@ pub(super) fn conv_into<T: Element>(
         return linear_product(isa, &input.to_dtype(dtype), m, &kernel.matrix, finish);
     }
     match dtype {
-        Dtype::F32 => run_padded::<f32, T>(isa, call, input, residual, out, placement),
-        Dtype::Bf16 => run_padded::<bf16, T>(isa, call, input, residual, out, placement),
+        Dtype::F32 => run_strips::<f32, T>(isa, call, input, residual, out, placement),
+        Dtype::Bf16 => run_strips::<bf16, T>(isa, call, input, residual, out, placement),
     }
 }
 
@@ -101,14 +103,11 @@ fn is_pointwise(call: &ConvCall<'_>) -> bool {
         && call.frames.iter().enumerate().all(|(o, sources)| sources[..] == [Some(o)])
 }
 
-/// The input in the kernel's dtype with zeros around every frame, so that taps need no bounds checks.
-struct Padded<W> {
-    values: Vec<W>,
-    h: usize,
-    w: usize,
-}
+/// Bytes of padded input that a task holds: they stay in the second-level cache while its output rows read them.
+const STRIP_BYTES: usize = 512 * 1024;
 
-fn run_padded<W: Element, T: Element>(
+/// Multiplies as `W`, writes as `T`.
+fn run_strips<W: Element, T: Element>(
     isa: Isa,
     call: &ConvCall<'_>,
     input: &Tensor,
@@ -116,41 +115,29 @@ fn run_padded<W: Element, T: Element>(
     out: *mut T,
     placement: Placement,
 ) {
-    let padded: Padded<W> = pad(isa, call, input);
     let kernel = call.kernel;
-    let [kt, kh, kw] = kernel.taps;
-    let pixel_words = steps_of(kernel.cin_padded, W::DTYPE);
-    let steps = kw * pixel_words;
-    let words = Shared::new_const(padded.values.as_ptr().cast::<u32>());
+    let strips = Strips::new(call, W::DTYPE);
     let (out, residual) = (Shared::from_pointer(out), residual.map(Shared::new_const));
-
-    let [out_h, out_w] = call.output;
-    let operations = call.frames.len() * out_h * out_w * kernel.matrix.k() * kernel.cout() / 8;
-    let strips = Strips::new(call.frames.len() * out_h, out_w);
+    let operations = call.frames.len() * call.output[0] * call.output[1] * kernel.matrix.k() * kernel.cout() / 16;
     parallel::for_each(strips.count(), operations, |strip| {
-        let (rows, columns) = strips.ranges(strip);
-        let mut segments = Vec::with_capacity(kt * kh);
-        for row in rows {
-            let (frame, y) = (row / out_h, row % out_h);
-            segments.clear();
-            for (t, source) in call.frames[frame].iter().enumerate() {
-                let Some(source) = source else { continue };
-                segments.extend((0..kh).map(|ky| Segment {
-                    a: (source * padded.h + ky) * padded.w * pixel_words,
-                    b: (t * kh + ky) * steps,
-                }));
-            }
-            let first = (y * kernel.stride * padded.w + columns.start * kernel.stride) * pixel_words;
-            let left = Left {
-                words: words.get().wrapping_add(first).cast_const(),
-                row_stride: kernel.stride * pixel_words,
-                segments: &segments,
-                steps,
-            };
-            let at = frame * placement.frame + y * placement.row + columns.start * placement.pixel;
+        let (frame, rows) = strips.get(strip);
+        let sources: Vec<(usize, usize)> =
+            call.frames[frame].iter().enumerate().filter_map(|(t, source)| Some((t, (*source)?))).collect();
+        let padded: Vec<W> = strips.padded_rows(isa, input, &sources, rows.start);
+        let pixel_words = steps_of(kernel.cin_padded, W::DTYPE);
+        let words = padded.as_ptr().cast::<u32>();
+        let segments = strips.segments(&sources, pixel_words);
+        for y in rows.clone() {
+            let first = (y - rows.start) * kernel.stride * strips.padded_width * pixel_words;
+            let at = frame * placement.frame + y * placement.row;
             isa.run(Rows {
-                left,
-                rows: columns.len(),
+                left: Left {
+                    words: words.wrapping_add(first),
+                    row_stride: kernel.stride * pixel_words,
+                    segments: &segments,
+                    steps: kernel.taps[2] * pixel_words,
+                },
+                rows: call.output[1],
                 right: &kernel.matrix,
                 panels: 0..kernel.cout().div_ceil(PANEL),
                 finish: Finish {
@@ -167,66 +154,95 @@ fn run_padded<W: Element, T: Element>(
     });
 }
 
-/// How the output rows are cut into tasks: whole rows, or parts of long ones, of a few hundred pixels.
-struct Strips {
+/// How the output is cut into tasks: a few rows of one frame each, with a padded copy of the input rows they read.
+struct Strips<'a> {
+    call: &'a ConvCall<'a>,
+    /// Output rows of a strip.
     rows: usize,
-    width: usize,
-    rows_per_strip: usize,
-    parts: usize,
+    per_frame: usize,
+    /// Input rows that a strip reads, and their width with padding, in pixels.
+    padded_rows: usize,
+    padded_width: usize,
 }
 
-impl Strips {
-    fn new(rows: usize, width: usize) -> Self {
-        const PIXELS: usize = 256;
-        Self { rows, width, rows_per_strip: (PIXELS / width.max(1)).max(1), parts: width.div_ceil(2 * PIXELS).max(1) }
+impl<'a> Strips<'a> {
+    fn new(call: &'a ConvCall<'a>, dtype: Dtype) -> Self {
+        let ConvKernel { taps: [kt, kh, _], cin_padded, stride, padding, .. } = *call.kernel;
+        let padded_width = call.source[1] + padding.left + padding.right;
+        let row_bytes = kt * padded_width * cin_padded * dtype.size_bytes();
+        let rows_that_fit = (STRIP_BYTES / row_bytes).saturating_sub(kh) / stride;
+        let [out_h, _] = call.output;
+        let rows_to_balance = (call.frames.len() * out_h).div_ceil(4 * rayon::current_num_threads());
+        let rows = rows_that_fit.min(rows_to_balance).clamp(1, out_h);
+        Self { call, rows, per_frame: out_h.div_ceil(rows), padded_rows: (rows - 1) * stride + kh, padded_width }
     }
 
     fn count(&self) -> usize {
-        self.rows.div_ceil(self.rows_per_strip) * self.parts
+        self.call.frames.len() * self.per_frame
     }
 
-    fn ranges(&self, strip: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
-        let (rows, part) = (strip / self.parts * self.rows_per_strip, strip % self.parts);
-        let columns = self.width * part / self.parts..self.width * (part + 1) / self.parts;
-        (rows..(rows + self.rows_per_strip).min(self.rows), columns)
+    /// The output frame of a strip, and its rows of it.
+    fn get(&self, strip: usize) -> (usize, std::ops::Range<usize>) {
+        let first = strip % self.per_frame * self.rows;
+        (strip / self.per_frame, first..(first + self.rows).min(self.call.output[0]))
     }
-}
 
-fn pad<W: Element>(isa: Isa, call: &ConvCall<'_>, input: &Tensor) -> Padded<W> {
-    if let Some(values) = input.as_f32() {
-        pad_from(isa, call, values)
-    } else if let Some(values) = input.as_bf16() {
-        pad_from(isa, call, values)
-    } else {
-        unreachable!("a tensor is f32 or bf16")
+    /// One segment per source frame and row of taps.
+    fn segments(&self, sources: &[(usize, usize)], pixel_words: usize) -> Vec<Segment> {
+        let [_, kh, kw] = self.call.kernel.taps;
+        let of_source = |(i, &(t, _)): (usize, &(usize, usize))| {
+            (0..kh).map(move |ky| Segment {
+                a: (i * self.padded_rows + ky) * self.padded_width * pixel_words,
+                b: (t * kh + ky) * kw * pixel_words,
+            })
+        };
+        sources.iter().enumerate().flat_map(of_source).collect()
     }
-}
 
-fn pad_from<I: Element, W: Element>(isa: Isa, call: &ConvCall<'_>, input: &[I]) -> Padded<W> {
-    let ConvKernel { cin, cin_padded, padding, .. } = *call.kernel;
-    let [h, w] = call.source;
-    let (padded_h, padded_w) = (h + padding.top + padding.bottom, w + padding.left + padding.right);
-    let frames = input.len() / (h * w * cin);
-    let mut values = vec![W::default(); frames * padded_h * padded_w * cin_padded];
-    let row = padded_w * cin_padded;
-    let rows = parallel::rows_per_piece(row);
-    let operations = values.len() / 4;
-    parallel::for_each_piece(&mut values, rows * row, operations, |piece, out| {
-        for (i, out) in out.chunks_exact_mut(row).enumerate() {
-            let (frame, y) = ((piece * rows + i) / padded_h, (piece * rows + i) % padded_h);
-            if (padding.top..padding.top + h).contains(&y) {
-                let from = &input[(frame * h + y - padding.top) * w * cin..][..w * cin];
-                isa.run(CopyRow { from, to: &mut out[padding.left * cin_padded..][..w * cin_padded], cin, cin_padded });
+    /// For each source frame, the `padded_rows` input rows from under output row `first` on, in the kernel's dtype, with
+    /// zeros around the picture, so that taps need no bounds checks.
+    fn padded_rows<W: Element>(&self, isa: Isa, input: &Tensor, sources: &[(usize, usize)], first: usize) -> Vec<W> {
+        match (input.as_f32(), input.as_bf16()) {
+            (Some(values), _) => self.padded_rows_from(isa, values, sources, first),
+            (_, Some(values)) => self.padded_rows_from(isa, values, sources, first),
+            _ => unreachable!("a tensor is f32 or bf16"),
+        }
+    }
+
+    fn padded_rows_from<I: Element, W: Element>(
+        &self,
+        isa: Isa,
+        input: &[I],
+        sources: &[(usize, usize)],
+        first: usize,
+    ) -> Vec<W> {
+        let ConvKernel { cin, cin_padded, padding, stride, .. } = *self.call.kernel;
+        let [h, w] = self.call.source;
+        let row = self.padded_width * cin_padded;
+        let mut out = Vec::with_capacity(sources.len() * self.padded_rows * row);
+        for &(_, frame) in sources {
+            for y in first * stride..first * stride + self.padded_rows {
+                let Some(y) = y.checked_sub(padding.top).filter(|&y| y < h) else {
+                    out.resize(out.len() + row, W::default());
+                    continue;
+                };
+                out.resize(out.len() + padding.left * cin_padded, W::default());
+                let from = &input[(frame * h + y) * w * cin..][..w * cin];
+                let to = &mut out.spare_capacity_mut()[..w * cin_padded];
+                isa.run(CopyRow { from, to, cin, cin_padded });
+                // SAFETY: the copy has written all of them.
+                unsafe { out.set_len(out.len() + w * cin_padded) };
+                out.resize(out.len() + padding.right * cin_padded, W::default());
             }
         }
-    });
-    Padded { values, h: padded_h, w: padded_w }
+        out
+    }
 }
 
-/// Copies a row of pixels, converting and widening them from `cin` to `cin_padded` channels.
+/// Copies a row of pixels, converting and widening them from `cin` to `cin_padded` channels; writes all of `to`.
 struct CopyRow<'a, I, W> {
     from: &'a [I],
-    to: &'a mut [W],
+    to: &'a mut [MaybeUninit<W>],
     cin: usize,
     cin_padded: usize,
 }
@@ -245,8 +261,11 @@ impl<I: Element, W: Element> Kernel for CopyRow<'_, I, W> {
             for at in (0..cin).step_by(S::LANES) {
                 let n = S::LANES.min(cin - at);
                 // SAFETY: at + n ≤ cin ≤ cin_padded, the lengths of the two pixels.
-                unsafe { store_up_to(s, to.as_mut_ptr().add(at), load_up_to(s, from.as_ptr().add(at), n), n) };
+                unsafe {
+                    store_up_to(s, to.as_mut_ptr().cast::<W>().add(at), load_up_to(s, from.as_ptr().add(at), n), n)
+                };
             }
+            to[cin..].fill(MaybeUninit::new(W::default()));
         }
     }
 }

@@ -11,6 +11,8 @@
 //! | benchmark | `elementwise` |
 #![allow(unsafe_code, reason = "vector loads and stores")]
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 use crate::activation::Activation;
@@ -31,25 +33,26 @@ pub(super) fn activate(isa: Isa, x: &Tensor, activation: Activation, out: Dtype)
 }
 
 fn activate_as<O: Element>(isa: Isa, x: &Tensor, activation: Activation) -> Tensor {
-    let mut out = vec![O::default(); x.len()];
-    if let Some(values) = x.as_f32() {
-        activate_slice(isa, values, &mut out, activation);
-    } else if let Some(values) = x.as_bf16() {
-        activate_slice(isa, values, &mut out, activation);
-    }
+    let out = match (x.as_f32(), x.as_bf16()) {
+        (Some(values), _) => activate_slice::<f32, O>(isa, values, activation),
+        (_, Some(values)) => activate_slice::<bf16, O>(isa, values, activation),
+        _ => unreachable!("a tensor is f32 or bf16"),
+    };
     O::tensor(out, x.shape())
 }
 
-fn activate_slice<I: Element, O: Element>(isa: Isa, x: &[I], out: &mut [O], activation: Activation) {
-    let operations = x.len();
-    parallel::for_each_piece(out, PIECE, operations, |i, out| {
-        isa.run(Activate { x: &x[i * PIECE..][..out.len()], out, activation });
-    });
+fn activate_slice<I: Element, O: Element>(isa: Isa, x: &[I], activation: Activation) -> Vec<O> {
+    // SAFETY: the kernel writes as many elements as it is given.
+    unsafe {
+        parallel::collect_pieces(x.len(), PIECE, x.len(), |i, out| {
+            isa.run(Activate { x: &x[i * PIECE..][..out.len()], out, activation });
+        })
+    }
 }
 
 struct Activate<'a, I, O> {
     x: &'a [I],
-    out: &'a mut [O],
+    out: &'a mut [MaybeUninit<O>],
     activation: Activation,
 }
 
@@ -58,13 +61,14 @@ impl<I: Element, O: Element> Kernel for Activate<'_, I, O> {
 
     #[inline(always)]
     fn run<S: Tiles>(self, s: S) {
-        let len = self.x.len().min(self.out.len());
+        let len = self.out.len();
+        assert_eq!(self.x.len(), len);
         for at in (0..len).step_by(S::LANES) {
             let n = S::LANES.min(len - at);
             // SAFETY: at + n ≤ len, the length of both slices.
             unsafe {
                 let value = load_up_to(s, self.x.as_ptr().add(at), n);
-                store_up_to(s, self.out.as_mut_ptr().add(at), math::activate(s, value, self.activation), n);
+                store_up_to(s, self.out.as_mut_ptr().cast::<O>().add(at), math::activate(s, value, self.activation), n);
             }
         }
     }
@@ -81,18 +85,20 @@ pub(super) fn linear_combination(isa: Isa, terms: &[(f32, &Tensor)], like: &Tens
 
 fn combine_as<T: Element>(isa: Isa, terms: &[(f32, Tensor)], like: &Tensor) -> Tensor {
     let slices: Vec<(f32, &[T])> = terms.iter().filter_map(|(factor, t)| Some((*factor, T::slice(t)?))).collect();
-    let mut out = vec![T::default(); like.len()];
-    parallel::for_each_piece(&mut out, PIECE, like.len(), |i, out| {
-        let cut = slices.iter().map(|&(factor, values)| (factor, &values[i * PIECE..][..out.len()]));
-        isa.run(Combine { terms: cut.collect(), out });
-    });
+    // SAFETY: the kernel writes as many elements as it is given.
+    let out = unsafe {
+        parallel::collect_pieces(like.len(), PIECE, like.len(), |i, out| {
+            let cut = slices.iter().map(|&(factor, values)| (factor, &values[i * PIECE..][..out.len()]));
+            isa.run(Combine { terms: cut.collect(), out });
+        })
+    };
     T::tensor(out, like.shape())
 }
 
 struct Combine<'a, T> {
     /// Slices as long as `out`.
     terms: Vec<(f32, &'a [T])>,
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Element> Kernel for Combine<'_, T> {
@@ -100,16 +106,17 @@ impl<T: Element> Kernel for Combine<'_, T> {
 
     #[inline(always)]
     fn run<S: Tiles>(self, s: S) {
-        let len = self.terms.iter().fold(self.out.len(), |len, (_, values)| len.min(values.len()));
+        let len = self.out.len();
+        assert!(self.terms.iter().all(|(_, values)| values.len() == len));
         for at in (0..len).step_by(S::LANES) {
             let n = S::LANES.min(len - at);
             let mut sum = s.splat(0.0);
             for &(factor, values) in &self.terms {
-                // SAFETY: at + n ≤ len, which no slice is shorter than.
+                // SAFETY: at + n ≤ len, the length of every slice.
                 sum = s.fma(s.splat(factor), unsafe { load_up_to(s, values.as_ptr().add(at), n) }, sum);
             }
             // SAFETY: as above.
-            unsafe { store_up_to(s, self.out.as_mut_ptr().add(at), sum, n) };
+            unsafe { store_up_to(s, self.out.as_mut_ptr().cast::<T>().add(at), sum, n) };
         }
     }
 }

@@ -11,6 +11,8 @@
 //! | benchmark | `layer_norm_modulate`, `rms_norm`, `channel_norm_silu` |
 #![allow(unsafe_code, reason = "vector loads and stores")]
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 use crate::activation::Activation;
@@ -51,27 +53,28 @@ pub(super) fn normalise(isa: Isa, x: &Tensor, d: usize, spec: Spec<'_>, out: Dty
 }
 
 fn normalise_as<O: Element>(isa: Isa, x: &Tensor, d: usize, spec: Spec<'_>) -> Tensor {
-    let mut out = vec![O::default(); x.len()];
-    if let Some(values) = x.as_f32() {
-        normalise_slice(isa, values, &mut out, d, spec);
-    } else if let Some(values) = x.as_bf16() {
-        normalise_slice(isa, values, &mut out, d, spec);
-    }
+    let out = match (x.as_f32(), x.as_bf16()) {
+        (Some(values), _) => normalise_slice::<f32, O>(isa, values, d, spec),
+        (_, Some(values)) => normalise_slice::<bf16, O>(isa, values, d, spec),
+        _ => unreachable!("a tensor is f32 or bf16"),
+    };
     O::tensor(out, x.shape())
 }
 
-fn normalise_slice<I: Element, O: Element>(isa: Isa, x: &[I], out: &mut [O], d: usize, spec: Spec<'_>) {
+fn normalise_slice<I: Element, O: Element>(isa: Isa, x: &[I], d: usize, spec: Spec<'_>) -> Vec<O> {
     let rows = parallel::rows_per_piece(d);
-    let operations = x.len() / 2;
-    parallel::for_each_piece(out, rows * d, operations, |piece, out| {
-        let first_row = piece * rows;
-        isa.run(Rows { x: &x[first_row * d..][..out.len()], out, d, first_row, spec });
-    });
+    // SAFETY: the kernel writes all rows that it is given.
+    unsafe {
+        parallel::collect_pieces(x.len(), rows * d, x.len() / 2, |piece, out| {
+            let first_row = piece * rows;
+            isa.run(Rows { x: &x[first_row * d..][..out.len()], out, d, first_row, spec });
+        })
+    }
 }
 
 struct Rows<'a, I, O> {
     x: &'a [I],
-    out: &'a mut [O],
+    out: &'a mut [MaybeUninit<O>],
     d: usize,
     first_row: usize,
     spec: Spec<'a>,
@@ -99,7 +102,12 @@ impl<I: Element, O: Element> Kernel for Rows<'_, I, O> {
                         Some(bias) => s.fma(value, weight, load_up_to(s, bias.as_ptr().add(at), n)),
                         None => s.mul(value, weight),
                     };
-                    store_up_to(s, out.as_mut_ptr().add(at), math::activate(s, value, self.spec.activation), n);
+                    store_up_to(
+                        s,
+                        out.as_mut_ptr().cast::<O>().add(at),
+                        math::activate(s, value, self.spec.activation),
+                        n,
+                    );
                 }
             }
         }
@@ -138,17 +146,10 @@ fn squared_distance<S: Tiles, I: Element>(s: S, x: &[I], centre: f32) -> f32 {
     let shift = s.splat(centre);
     for at in (0..x.len()).step_by(S::LANES) {
         let n = S::LANES.min(x.len() - at);
-        let mut lanes = [0.0f32; 16];
-        // SAFETY: at + n ≤ the slice's length; the array has room for all lanes.
-        unsafe {
-            let mut distance = s.sub(load_up_to(s, x.as_ptr().add(at), n), shift);
-            if n < S::LANES {
-                // Lanes past the end hold −centre; keep zeros there.
-                s.store_first(lanes.as_mut_ptr(), distance, n);
-                distance = s.load(lanes.as_ptr());
-            }
-            total = s.fma(distance, distance, total);
-        }
+        // SAFETY: at + n ≤ the slice's length.
+        let distance = s.sub(unsafe { load_up_to(s, x.as_ptr().add(at), n) }, shift);
+        let distance = math::keep_first(s, distance, n, 0.0);
+        total = s.fma(distance, distance, total);
     }
     s.sum(total)
 }

@@ -11,6 +11,8 @@
 //! | benchmark | `resize_bilinear`, `backward_warp`, `blend_mask`, `pixel_shuffle2x`, `upsample_nearest2x` |
 #![allow(unsafe_code, reason = "vector loads and stores")]
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 use super::reference::neighbours;
@@ -37,20 +39,22 @@ fn elements<T: Element>(x: &Tensor) -> &[T] {
     }
 }
 
-/// Makes a picture of rows of `row` elements, each by `make(row index, row)`.
+/// Makes a picture of rows of `row` elements, each by `make(row index, row)`, which must write all of the row.
 fn by_rows<T: Element>(
     rows: usize,
     row: usize,
     shape: &[usize],
-    make: impl Fn(usize, &mut [T]) + Sync + Send,
+    make: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync + Send,
 ) -> Tensor {
-    let mut out = vec![T::default(); rows * row];
     let per_piece = parallel::rows_per_piece(row);
-    parallel::for_each_piece(&mut out, per_piece * row, rows * row, |piece, out| {
-        for (i, out) in out.chunks_exact_mut(row).enumerate() {
-            make(piece * per_piece + i, out);
-        }
-    });
+    // SAFETY: every row is written by `make`, as its contract says.
+    let out = unsafe {
+        parallel::collect_pieces(rows * row, per_piece * row, rows * row, |piece, out| {
+            for (i, out) in out.chunks_exact_mut(row).enumerate() {
+                make(piece * per_piece + i, out);
+            }
+        })
+    };
     T::tensor(out, shape)
 }
 
@@ -60,11 +64,11 @@ pub(super) fn upsample_nearest2x(x: &Tensor, dims: [usize; 4], shape: &[usize]) 
 
 fn upsample_as<T: Element>(x: &Tensor, [f, h, w, c]: [usize; 4], shape: &[usize]) -> Tensor {
     let values = elements::<T>(x);
-    by_rows(f * 2 * h, 2 * w * c, shape, |row, out: &mut [T]| {
+    by_rows(f * 2 * h, 2 * w * c, shape, |row, out| {
         let from = &values[(row / (2 * h) * h + row % (2 * h) / 2) * w * c..][..w * c];
         for (pixel, pair) in from.chunks_exact(c).zip(out.chunks_exact_mut(2 * c)) {
-            pair[..c].copy_from_slice(pixel);
-            pair[c..].copy_from_slice(pixel);
+            pair[..c].write_copy_of_slice(pixel);
+            pair[c..].write_copy_of_slice(pixel);
         }
     })
 }
@@ -75,13 +79,14 @@ pub(super) fn pixel_shuffle2x(x: &Tensor, dims: [usize; 4], shape: &[usize]) -> 
 
 fn shuffle_as<T: Element>(x: &Tensor, [f, h, w, c]: [usize; 4], shape: &[usize]) -> Tensor {
     let values = elements::<T>(x);
-    by_rows(f * 2 * h, w * c / 2, shape, |row, out: &mut [T]| {
+    by_rows(f * 2 * h, w * c / 2, shape, |row, out| {
         let from = &values[row / 2 * w * c..][..w * c];
         let top = row % 2 * 2;
         for (pixel, pair) in from.chunks_exact(c).zip(out.chunks_exact_mut(c / 2)) {
             let (left, right) = pair.split_at_mut(c / 4);
             for (i, group) in pixel.chunks_exact(4).enumerate() {
-                (left[i], right[i]) = (group[top], group[top + 1]);
+                left[i].write(group[top]);
+                right[i].write(group[top + 1]);
             }
         }
     })
@@ -100,7 +105,7 @@ fn resize_as<T: Element>(
 ) -> Tensor {
     let values = elements::<T>(x);
     let columns: Vec<(usize, usize, f32)> = (0..width).map(|x| neighbours(x, w, width)).collect();
-    by_rows(f * height, width * c, shape, |row, out: &mut [T]| {
+    by_rows(f * height, width * c, shape, |row, out| {
         let (y0, y1, fy) = neighbours(row % height, h, height);
         let source = |y: usize| &values[(row / height * h + y) * w * c..][..w * c];
         isa.run(ResizeRow { upper: source(y0), lower: source(y1), fy, columns: &columns, c, out });
@@ -114,7 +119,7 @@ struct ResizeRow<'a, T> {
     fy: f32,
     columns: &'a [(usize, usize, f32)],
     c: usize,
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Element> Kernel for ResizeRow<'_, T> {
@@ -143,7 +148,7 @@ impl<T: Element> Kernel for ResizeRow<'_, T> {
                 unsafe {
                     let left = load_up_to(s, left.as_ptr().add(at), n);
                     let right = load_up_to(s, right.as_ptr().add(at), n);
-                    store_up_to(s, out.as_mut_ptr().add(at), s.fma(s.sub(right, left), fx, left), n);
+                    store_up_to(s, out.as_mut_ptr().cast::<T>().add(at), s.fma(s.sub(right, left), fx, left), n);
                 }
             }
         }
@@ -156,7 +161,7 @@ pub(super) fn backward_warp(isa: Isa, image: &Tensor, dims: [usize; 3], flow: &[
 
 fn warp_as<T: Element>(isa: Isa, image: &Tensor, [h, w, c]: [usize; 3], flow: &[f32]) -> Tensor {
     let values = elements::<T>(image);
-    by_rows(h, w * c, image.shape(), |y, out: &mut [T]| {
+    by_rows(h, w * c, image.shape(), |y, out| {
         isa.run(WarpRow { image: values, size: [h, w, c], y, flow: &flow[y * w * 2..][..w * 2], out });
     })
 }
@@ -167,7 +172,7 @@ struct WarpRow<'a, T> {
     y: usize,
     /// (x, y) of every pixel of the row.
     flow: &'a [f32],
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Element> Kernel for WarpRow<'_, T> {
@@ -190,7 +195,7 @@ impl<T: Element> Kernel for WarpRow<'_, T> {
                     sum = s.fma(s.splat(weight), unsafe { load_up_to(s, tap.as_ptr().add(at), n) }, sum);
                 }
                 // SAFETY: as above.
-                unsafe { store_up_to(s, out.as_mut_ptr().add(at), sum, n) };
+                unsafe { store_up_to(s, out.as_mut_ptr().cast::<T>().add(at), sum, n) };
             }
         }
     }
@@ -210,7 +215,7 @@ pub(super) fn blend_mask(isa: Isa, a: &Tensor, b: &Tensor, mask: &[f32], [h, w, 
 
 fn blend_as<T: Element>(isa: Isa, a: &Tensor, b: &Tensor, mask: &[f32], [h, w, c]: [usize; 3]) -> Tensor {
     let (a_values, b_values) = (elements::<T>(a), elements::<T>(b));
-    by_rows(h, w * c, a.shape(), |y, out: &mut [T]| {
+    by_rows(h, w * c, a.shape(), |y, out| {
         let row = y * w * c..(y + 1) * w * c;
         let (a, b) = (&a_values[row.clone()], &b_values[row]);
         isa.run(BlendRow { a, b, mask: &mask[y * w..][..w], c, out });
@@ -223,7 +228,7 @@ struct BlendRow<'a, T> {
     b: &'a [T],
     mask: &'a [f32],
     c: usize,
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Element> Kernel for BlendRow<'_, T> {
@@ -245,7 +250,7 @@ impl<T: Element> Kernel for BlendRow<'_, T> {
                         let n = S::LANES.min(start + c - at);
                         let (a, b) =
                             (load_up_to(s, self.a.as_ptr().add(at), n), load_up_to(s, self.b.as_ptr().add(at), n));
-                        store_up_to(s, self.out.as_mut_ptr().add(at), s.fma(s.sub(a, b), weight, b), n);
+                        store_up_to(s, self.out.as_mut_ptr().cast::<T>().add(at), s.fma(s.sub(a, b), weight, b), n);
                     }
                 }
             }

@@ -11,6 +11,8 @@
 //! | benchmark | `rope` |
 #![allow(unsafe_code, reason = "vector loads and stores")]
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 use super::RopeTable;
@@ -31,26 +33,28 @@ fn rope_as<T: Element>(isa: Isa, x: &Tensor, heads: usize, table: &RopeTable) ->
     let Some(values) = T::slice(x) else { unreachable!("the caller asks for the tensor's own dtype") };
     let (head_dim, width) = (table.head_dim(), heads * table.head_dim());
     let rows = parallel::rows_per_piece(width);
-    let mut out = vec![T::default(); values.len()];
-    parallel::for_each_piece(&mut out, rows * width, values.len() / 4, |piece, out| {
-        let tokens = out.len() / width;
-        let angles = piece * rows * head_dim..(piece * rows + tokens) * head_dim;
-        isa.run(Rotate {
-            x: &values[piece * rows * width..][..out.len()],
-            out,
-            cos: &table.cos[angles.clone()],
-            sin: &table.sin[angles],
-            heads,
-            head_dim,
-        });
-    });
+    // SAFETY: the kernel writes all heads that it is given.
+    let out = unsafe {
+        parallel::collect_pieces(values.len(), rows * width, values.len() / 4, |piece, out| {
+            let tokens = out.len() / width;
+            let angles = piece * rows * head_dim..(piece * rows + tokens) * head_dim;
+            isa.run(Rotate {
+                x: &values[piece * rows * width..][..out.len()],
+                out,
+                cos: &table.cos[angles.clone()],
+                sin: &table.sin[angles],
+                heads,
+                head_dim,
+            });
+        })
+    };
     T::tensor(out, x.shape())
 }
 
 struct Rotate<'a, T> {
     /// [tokens, heads, head_dim]
     x: &'a [T],
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
     /// [tokens, head_dim]
     cos: &'a [f32],
     sin: &'a [f32],
@@ -75,7 +79,7 @@ impl<T: Element> Kernel for Rotate<'_, T> {
                     let value = load_up_to(s, x.as_ptr().add(at), n);
                     let turned = s.mul(s.swap_pairs(value), load_up_to(s, sin.as_ptr().add(at), n));
                     let value = s.fma(value, load_up_to(s, cos.as_ptr().add(at), n), turned);
-                    store_up_to(s, out.as_mut_ptr().add(at), value, n);
+                    store_up_to(s, out.as_mut_ptr().cast::<T>().add(at), value, n);
                 }
             }
         }

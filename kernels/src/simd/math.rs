@@ -12,11 +12,40 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let r = s.fma(n, s.splat(-0.693_359_4), x);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.987_569_2e-4);
-    for c in [1.398_199_95e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = s.fma(p, r, s.splat(c));
     }
     let y = s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0));
     s.scale_by_power(y, n)
+}
+
+/// 2ˣ for x ≤ 127, and 2⁻¹²⁶ (as good as 0 in a softmax) below −126.
+#[inline(always)]
+pub(crate) fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
+    let x = s.max(x, s.splat(-126.0));
+    let n = s.round(x);
+    let f = s.sub(x, n);
+    // ln(2)ⁱ / i!, from i = 6 down: the next term is below 2⁻²³ for |f| ≤ ½.
+    let mut p = s.splat(1.540_353e-4);
+    for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0] {
+        p = s.fma(p, f, s.splat(c));
+    }
+    s.scale_by_power(p, n)
+}
+
+/// The first `n` lanes of `value`, `other` in the rest.
+#[inline(always)]
+#[allow(unsafe_code, reason = "vector loads and stores")]
+pub(crate) fn keep_first<S: Simd>(s: S, value: S::F, n: usize, other: f32) -> S::F {
+    if n >= S::LANES {
+        return value;
+    }
+    let mut lanes = [other; 16];
+    // SAFETY: the array has room for all lanes.
+    unsafe {
+        s.store_first(lanes.as_mut_ptr(), value, n);
+        s.load(lanes.as_ptr())
+    }
 }
 
 /// 1 / (1 + e⁻ˣ)
