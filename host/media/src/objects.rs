@@ -11,9 +11,14 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error;
 
 const EXTENSION_BYTES_MAX: usize = 8;
+/// Holds objects while they are written. No key has a part that starts with a dot.
+const INCOMING: &str = ".incoming";
+/// After this a file that is still incoming belongs to a process that has ended.
+const INCOMING_AGE_MAX: Duration = Duration::from_secs(3600);
 
 /// Why an object was not stored or not found.
 #[derive(Debug, Error)]
@@ -53,9 +58,11 @@ pub struct FolderStore {
 }
 
 impl FolderStore {
-    /// Opens the store in `root`, making the folder if needed.
+    /// Opens the store in `root`, making the folder if needed, and sweeps away what a crash left half-written.
     pub fn open(root: &Path) -> Result<Self, ObjectError> {
-        fs::create_dir_all(root)?;
+        let incoming = root.join(INCOMING);
+        fs::create_dir_all(&incoming)?;
+        sweep(&incoming)?;
         Ok(Self { root: root.canonicalize()?.into() })
     }
 
@@ -120,8 +127,7 @@ impl FolderStore {
         if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() == bytes.len() as u64) {
             return Ok(key);
         }
-        // The temporary name starts with a dot, which no key can.
-        let mut file = tempfile::Builder::new().prefix(".put-").tempfile_in(dir)?;
+        let mut file = tempfile::NamedTempFile::new_in(self.root.join(INCOMING))?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(&path).map_err(|error| error.error)?;
@@ -178,6 +184,18 @@ fn key_of(prefix: &ObjectKey, bytes: &[u8], extension: &str) -> Result<ObjectKey
     format!("{prefix}/{digest}.{extension}").parse().map_err(|_| name_error())
 }
 
+fn sweep(incoming: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(incoming)? {
+        let entry = entry?;
+        // Whoever wrote it may be finishing or sweeping at this moment: a file that is gone is fine.
+        let age = entry.metadata().and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
+        if age.is_some_and(|age| age > INCOMING_AGE_MAX) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
 fn bytes_below(dir: &Path) -> io::Result<u64> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -188,7 +206,7 @@ fn bytes_below(dir: &Path) -> io::Result<u64> {
     for entry in entries {
         let entry = entry?;
         let found = entry.file_type()?;
-        if found.is_dir() {
+        if found.is_dir() && entry.file_name() != INCOMING {
             bytes += bytes_below(&entry.path())?;
         } else if found.is_file() {
             // An object may be deleted while it is counted.

@@ -3,6 +3,7 @@
 use media::{FolderStore, ObjectError};
 use pipeline::ObjectKey;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
 fn key(text: &str) -> ObjectKey {
@@ -57,6 +58,7 @@ async fn equal_bytes_are_one_object_and_leave_no_temporary_file() {
     }
     keys.dedup();
     assert_eq!((keys.len(), files_in(&dir.path().join("acme")).len()), (1, 1));
+    assert_eq!(files_in(&dir.path().join(".incoming")), Vec::<String>::new());
     assert_eq!(store.usage_bytes(None).await.unwrap(), 300_000);
 }
 
@@ -68,6 +70,22 @@ async fn a_half_written_object_is_repaired_by_the_next_put() {
     std::fs::write(dir.path().join(stored.as_str()), b"comp").unwrap();
     assert_eq!(store.put(&key("a"), b"complete".to_vec(), "bin").await.unwrap(), stored);
     assert_eq!(store.get(&stored).await.unwrap(), b"complete");
+}
+
+#[tokio::test]
+async fn what_a_crash_left_half_written_is_swept_away_and_never_counted() {
+    let dir = TempDir::new().unwrap();
+    let store = FolderStore::open(dir.path()).unwrap();
+    let incoming = dir.path().join(".incoming");
+    for (name, age) in [("old", Duration::from_secs(7200)), ("young", Duration::ZERO)] {
+        let file = std::fs::File::create(incoming.join(name)).unwrap();
+        file.set_len(100).unwrap();
+        file.set_modified(SystemTime::now() - age).unwrap();
+    }
+    assert_eq!(store.usage_bytes(None).await.unwrap(), 0);
+    FolderStore::open(dir.path()).unwrap();
+    // The young one may belong to a server that is still running.
+    assert_eq!(files_in(&incoming), ["young"]);
 }
 
 #[tokio::test]

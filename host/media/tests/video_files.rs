@@ -91,6 +91,16 @@ fn the_index_lies_before_the_media_and_nothing_lies_between_boxes() {
 }
 
 #[test]
+fn no_box_carries_a_date() {
+    let mp4 = encode(&moving_shapes(64, 64, 3, 24));
+    for path in [&["moov", "mvhd"][..], &["moov", "trak", "tkhd"], &["moov", "trak", "mdia", "mdhd"]] {
+        let header = mp4_box(&mp4, path).unwrap();
+        let dates = if header[0] == 0 { &header[4..12] } else { &header[4..20] };
+        assert!(dates.iter().all(|&byte| byte == 0), "{path:?}");
+    }
+}
+
+#[test]
 fn times_are_exact_for_every_whole_frame_rate() {
     for fps in [1, 12, 24, 25, 30, 50, 60, 120] {
         let frames = 2 * fps + 1;

@@ -5,9 +5,9 @@ use super::{FrameRate, VideoError};
 use shiguredo_mp4::bitstream::h264::{
     H264NalUnitType, H264SampleEntryConfig, LengthSize, build_avc1_box_from_annexb, parse_annexb_nal_units,
 };
-use shiguredo_mp4::boxes::{SampleEntry, UnknownBox};
+use shiguredo_mp4::boxes::{MoovBox, SampleEntry, UnknownBox};
 use shiguredo_mp4::mux::{FinalizedBoxes, Mp4FileMuxer, Mp4FileMuxerOptions, Sample};
-use shiguredo_mp4::{BoxSize, BoxType, TrackKind};
+use shiguredo_mp4::{BoxSize, BoxType, Encode, Mp4FileTime, TrackKind};
 use std::fmt::Display;
 use std::num::NonZeroU32;
 
@@ -66,14 +66,21 @@ impl Mp4Muxer {
             let start = usize::try_from(offset).map_err(mux_error)?;
             file[start..start + bytes.len()].copy_from_slice(bytes);
         }
-        Ok(file)
+        let undated = without_dates(boxes.moov_box().clone()).encode_to_vec().map_err(mux_error)?;
+        let index = file.windows(4).position(|kind| kind == MoovBox::TYPE.as_bytes()).map(|kind| kind - 4);
+        match index {
+            Some(start) if undated.len() == boxes.moov_box_size() => {
+                file[start..start + undated.len()].copy_from_slice(&undated);
+                Ok(file)
+            }
+            _ => Err(VideoError::Encode("the index changed its length".into())),
+        }
     }
 
     /// Where the media starts, and the boxes around it.
     fn lay_out(&self, index_bytes: usize) -> Result<(usize, FinalizedBoxes), VideoError> {
         let entry = self.sample_entry.as_ref().ok_or(VideoError::Empty)?;
         let timescale = NonZeroU32::new(self.fps.numerator()).ok_or(VideoError::FrameRate(self.fps))?;
-        // No creation time: it would make two files of the same frames differ.
         let options = Mp4FileMuxerOptions { reserved_moov_box_size: index_bytes, ..Default::default() };
         let mut muxer = Mp4FileMuxer::with_options(options).map_err(mux_error)?;
         let media_offset = muxer.initial_boxes_bytes().len();
@@ -94,6 +101,19 @@ impl Mp4Muxer {
         }
         Ok((media_offset, muxer.finalize().map_err(mux_error)?.clone()))
     }
+}
+
+/// The muxer dates every file to 1970. Zero is the format's word for no date, and a real one would make two files of
+/// the same frames differ.
+fn without_dates(mut index: MoovBox) -> MoovBox {
+    let none = Mp4FileTime::default();
+    (index.mvhd_box.creation_time, index.mvhd_box.modification_time) = (none, none);
+    for track in &mut index.trak_boxes {
+        (track.tkhd_box.creation_time, track.tkhd_box.modification_time) = (none, none);
+        let media = &mut track.mdia_box.mdhd_box;
+        (media.creation_time, media.modification_time) = (none, none);
+    }
+    index
 }
 
 fn sample_entry(annex_b: &[u8]) -> Result<SampleEntry, VideoError> {

@@ -179,6 +179,9 @@ impl Bits<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::video::h264::H264Encoder;
+    use crate::video::{EncodeSettings, FrameRate};
+    use pipeline::FrameSize;
     use proptest::prelude::*;
 
     #[test]
@@ -192,6 +195,18 @@ mod tests {
     fn emulation_prevention_is_undone() {
         assert_eq!(without_emulation_prevention(&[0, 0, 3, 1, 0, 0, 3, 0, 0, 3]), [0, 0, 1, 0, 0, 0, 0]);
         assert_eq!(without_emulation_prevention(&[0, 3, 0, 3]), [0, 3, 0, 3]);
+    }
+
+    #[test]
+    fn our_own_stream_is_progressive_420_and_tagged_as_bt709() {
+        let size = FrameSize { width: 64, height: 48 };
+        let fps = FrameRate::per_second(24).unwrap();
+        let mut encoder = H264Encoder::new(size, fps, EncodeSettings::default()).unwrap();
+        let stream = encoder.encode(&vec![128; size.rgb_bytes() / 2], size).unwrap().annex_b;
+        let start = stream.windows(5).position(|bytes| bytes[..4] == [0, 0, 0, 1] && bytes[4] & 0x1f == 7).unwrap() + 4;
+        let colour = ColourDescription { matrix_coefficients: 1, full_range: false };
+        let expected = SequenceParameters { chroma_format: 1, bit_depth: 8, progressive: true, colour };
+        assert_eq!(parse(&stream[start..]), Some(expected));
     }
 
     proptest! {
