@@ -13,6 +13,9 @@ pub(crate) const PANEL: usize = 64;
 /// Columns in a [`Line`]; panel widths are multiples of it.
 pub(crate) const LINE: usize = 16;
 
+/// Zeros after the last panel: matrix tiles read 16 steps at a time, and may read past the end of a panel.
+const SPARE_LINES: usize = 16 * PANEL / LINE;
+
 /// One cache line of words, so that panels start on its boundary.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
@@ -59,7 +62,7 @@ impl PackedMatrix {
     /// A packed matrix of zeros, to be filled through [`PackedMatrix::panel_mut`].
     pub(crate) fn zeros(k: usize, n: usize, dtype: Dtype) -> Self {
         let steps = steps_of(k, dtype);
-        Self { n, k, steps, dtype, lines: vec![Line([0; LINE]); steps * n.div_ceil(LINE)] }
+        Self { n, k, steps, dtype, lines: vec![Line([0; LINE]); steps * n.div_ceil(LINE) + SPARE_LINES] }
     }
 
     /// Steps of every panel.

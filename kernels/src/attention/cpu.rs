@@ -24,8 +24,8 @@ use crate::parallel::{self, Shared};
 use crate::simd::{Element, Isa, Kernel, Simd, math};
 use crate::tensor::{Dtype, Tensor};
 
-/// Queries of a task: three tiles of 16 rows, eight of 6.
-const QUERIES: usize = 48;
+/// Queries of a task: two matrix tiles of 32 rows.
+const QUERIES: usize = 64;
 /// Keys whose scores a task holds at a time; even, and whole panels.
 const KEYS: usize = 512;
 

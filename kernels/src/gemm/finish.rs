@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "writes disjoint parts of a shared output")]
 
 use crate::activation::Activation;
+use crate::elementwise::{load_up_to, store_up_to};
 use crate::simd::{Element, Simd, math};
 
 /// Takes finished tiles.
@@ -34,15 +35,14 @@ pub(crate) struct Finish<'a, T> {
 impl<T: Element> Epilogue for Finish<'_, T> {
     #[inline(always)]
     unsafe fn store<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize, columns: usize, tile: *const f32) {
-        for r in 0..rows {
-            let at = (row + r) * self.row_stride + column;
-            for c in (0..columns).step_by(S::LANES) {
-                let valid = self.n.saturating_sub(column + c).min(S::LANES);
-                // SAFETY: the tile is readable; `valid` keeps reads and writes within the n columns of the result.
-                unsafe {
-                    let value = s.load(tile.add(r * columns + c));
-                    self.finish(s, value, column + c, at + c, valid);
-                }
+        let whole = column + columns <= self.n;
+        let plain = self.activation == Activation::None && self.gate.is_none() && self.residual.is_none();
+        // SAFETY: the same contract. The common cases are compiled apart: with a short k this takes as long as the product.
+        unsafe {
+            match (whole, plain) {
+                (true, true) => self.rows::<S, true, true>(s, row, rows, column, columns, tile),
+                (true, false) => self.rows::<S, true, false>(s, row, rows, column, columns, tile),
+                (false, _) => self.rows::<S, false, false>(s, row, rows, column, columns, tile),
             }
         }
     }
@@ -50,28 +50,39 @@ impl<T: Element> Epilogue for Finish<'_, T> {
 
 impl<T: Element> Finish<'_, T> {
     /// # Safety
-    /// `at..at + valid` must lie within `out` (and the residual).
+    /// As [`Epilogue::store`]; WHOLE only when no column is past n, PLAIN only when there is nothing but a bias.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, s: S, mut value: S::F, column: usize, at: usize, valid: usize) {
-        // SAFETY: bias and gate are padded to whole panels; the rest is this function's contract.
-        unsafe {
-            if let Some(bias) = self.bias {
-                value = s.add(value, s.load(bias.as_ptr().add(column)));
-            }
-            if let Some(gate) = self.gate {
-                value = s.mul(value, s.load(gate.as_ptr().add(column)));
-            }
-            let whole = valid == S::LANES;
-            if let Some(residual) = self.residual {
-                let from = residual.add(at);
-                let old = if whole { T::load(s, from) } else { T::load_first(s, from, valid) };
-                value = s.add(value, old);
-            }
-            let value = math::activate(s, value, self.activation);
-            if whole {
-                T::store(s, self.out.add(at), value);
-            } else {
-                T::store_first(s, self.out.add(at), value, valid);
+    unsafe fn rows<S: Simd, const WHOLE: bool, const PLAIN: bool>(
+        &self,
+        s: S,
+        row: usize,
+        rows: usize,
+        column: usize,
+        columns: usize,
+        tile: *const f32,
+    ) {
+        for c in (0..columns).step_by(S::LANES) {
+            let valid = if WHOLE { S::LANES } else { self.n.saturating_sub(column + c).min(S::LANES) };
+            // SAFETY: bias and gate are padded to whole panels.
+            let bias = self.bias.map_or(s.splat(0.0), |b| unsafe { s.load(b.as_ptr().add(column + c)) });
+            // SAFETY: as above.
+            let gate = self.gate.map(|g| unsafe { s.load(g.as_ptr().add(column + c)) });
+            for r in 0..rows {
+                let at = (row + r) * self.row_stride + column + c;
+                // SAFETY: the tile is readable; `valid` keeps reads and writes within the n columns of the result.
+                unsafe {
+                    let mut value = s.add(s.load(tile.add(r * columns + c)), bias);
+                    if !PLAIN {
+                        if let Some(gate) = gate {
+                            value = s.mul(value, gate);
+                        }
+                        if let Some(residual) = self.residual {
+                            value = s.add(value, load_up_to(s, residual.add(at), valid));
+                        }
+                        value = math::activate(s, value, self.activation);
+                    }
+                    store_up_to(s, self.out.add(at), value, valid);
+                }
             }
         }
     }

@@ -12,6 +12,7 @@ pub(crate) use finish::{Epilogue, Finish};
 pub(crate) use product::{Rows, linear_product, padded_vector};
 pub(crate) use tile::{Bf16Product, F32Product, Product, Tile, Tiles};
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use crate::packed::{LINE, PANEL, PackedMatrix, panel_width};
@@ -36,12 +37,12 @@ pub(crate) struct Left<'a> {
     pub(crate) steps: usize,
 }
 
-/// Most rows that a tile has, on any instruction set.
-const TILE_ROWS_MAX: usize = 16;
+/// Most values that a tile has, on any instruction set: 32 rows of 32 columns on matrix tiles, 12·32 or 6·64 on vectors.
+const TILE_VALUES_MAX: usize = 32 * 32;
 
 /// Results of one tile, before the epilogue.
 #[repr(C, align(64))]
-struct Scratch([f32; TILE_ROWS_MAX * PANEL]);
+struct Scratch([f32; TILE_VALUES_MAX]);
 
 /// Computes `rows` rows of A · B for the given panels of B and hands every tile to the epilogue.
 ///
@@ -58,17 +59,19 @@ pub(crate) unsafe fn block<S: Tiles, P: Product, E: Epilogue>(
     panels: Range<usize>,
     epilogue: &E,
 ) {
-    let mut scratch = Scratch([0.0; TILE_ROWS_MAX * PANEL]);
+    let mut scratch = Scratch([0.0; TILE_VALUES_MAX]);
+    let shape = Cell::new(0);
     for panel in panels {
         let width = panel_width(right.n(), panel);
         let lines = right.panel(panel);
         let mut column = 0;
         while column < width {
-            let vectors = ((width - column) / S::LANES).min(S::TILE_VECTORS);
+            let vectors = ((width - column) / S::LANES).min(S::tile_vectors::<P>());
             let tiles = rows.div_ceil(S::tile_rows::<P>(vectors));
+            let mut first = 0;
             for t in 0..tiles {
-                // Tiles of even height: a short last tile would leave the multipliers idle.
-                let (first, end) = (rows * t / tiles, rows * (t + 1) / tiles);
+                // Tiles of even height, the higher ones first: a short last tile would leave the multipliers idle.
+                let height = rows / tiles + usize::from(t < rows % tiles);
                 let tile = Tile {
                     a: left.words.wrapping_add(first * left.row_stride),
                     a_stride: left.row_stride,
@@ -77,12 +80,14 @@ pub(crate) unsafe fn block<S: Tiles, P: Product, E: Epilogue>(
                     b: lines.as_ptr().cast::<u32>().wrapping_add(column),
                     b_stride: width,
                     out: scratch.0.as_mut_ptr(),
+                    shape: &shape,
                 };
                 // SAFETY: rows and segments are in bounds by this function's contract; the scratch holds the largest tile.
                 unsafe {
-                    s.tile::<P>(end - first, vectors, &tile);
-                    epilogue.store(s, first, end - first, panel * PANEL + column, vectors * S::LANES, tile.out);
+                    s.tile::<P>(height, vectors, &tile);
+                    epilogue.store(s, first, height, panel * PANEL + column, vectors * S::LANES, tile.out);
                 }
+                first += height;
             }
             column += vectors * S::LANES;
         }

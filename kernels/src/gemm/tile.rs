@@ -11,6 +11,8 @@
 //! | benchmark | `linear` |
 #![allow(unsafe_code, reason = "the innermost loop reads through raw pointers")]
 
+use std::cell::Cell;
+
 use super::Segment;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{
@@ -60,6 +62,8 @@ pub(crate) struct Tile<'a> {
     pub(crate) b: *const u32,
     pub(crate) b_stride: usize,
     pub(crate) out: *mut f32,
+    /// Height that matrix tiles were last configured for in this block; 0 before the first.
+    pub(crate) shape: &'a Cell<usize>,
 }
 
 /// An instruction set with its tile sizes.
@@ -69,6 +73,11 @@ pub(crate) trait Tiles: Simd {
 
     /// Rows of a tile with `vectors` vectors per row: as many as accumulators fit in registers.
     fn tile_rows<P: Product>(vectors: usize) -> usize;
+
+    /// Most vectors per row with this product.
+    fn tile_vectors<P: Product>() -> usize {
+        Self::TILE_VECTORS
+    }
 
     /// Computes one tile.
     ///
@@ -158,24 +167,24 @@ impl Tiles for Avx512<AMX> {
     const TILE_VECTORS: usize = 4;
 
     fn tile_rows<P: Product>(vectors: usize) -> usize {
-        if P::IS_BF16 { amx::TILE } else { Avx512::<PLAIN>::tile_rows::<P>(vectors) }
+        if P::IS_BF16 { 2 * amx::TILE } else { Avx512::<PLAIN>::tile_rows::<P>(vectors) }
+    }
+
+    fn tile_vectors<P: Product>() -> usize {
+        if P::IS_BF16 { 2 } else { Self::TILE_VECTORS }
     }
 
     #[inline(always)]
     unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>) {
-        if P::IS_BF16 {
-            // SAFETY: the same contract; `self` proves that the instructions are available.
-            unsafe {
-                match vectors {
-                    1 => amx_tile::<1>(rows, tile),
-                    2 => amx_tile::<2>(rows, tile),
-                    3 => amx_tile::<3>(rows, tile),
-                    _ => amx_tile::<4>(rows, tile),
-                }
+        // SAFETY: the same contract; `self` proves that the instructions are available, and this tier includes the plain one.
+        unsafe {
+            match (P::IS_BF16, vectors, rows > amx::TILE) {
+                (false, ..) => self.plain().tile::<P>(rows, vectors, tile),
+                (true, 1, false) => amx_tile::<1, 1>(self, rows, tile),
+                (true, 1, true) => amx_tile::<2, 1>(self, rows, tile),
+                (true, _, false) => amx_tile::<1, 2>(self, rows, tile),
+                (true, _, true) => amx_tile::<2, 2>(self, rows, tile),
             }
-        } else {
-            // SAFETY: the same contract; this tier includes the plain one.
-            unsafe { self.plain().tile::<P>(rows, vectors, tile) }
         }
     }
 }
@@ -237,67 +246,86 @@ unsafe fn portable_tile<P: Product, const ROWS: usize, const VECTORS: usize>(s: 
     unsafe { accumulate::<_, P, ROWS, VECTORS>(s, tile) }
 }
 
-/// Up to 16 rows by VECTORS blocks of 16 columns, each block in a tile register.
+/// DOWN·16 rows (or fewer in the last 16) by ACROSS·16 columns, in matrix tiles: sums 0–3, rows of A in 4 and 5, columns of
+/// B in 6 and 7.
+///
+/// Two by two, because every loaded tile is then used twice and 32 columns of B stay in the first-level cache.
 ///
 /// # Safety
-/// As [`Tiles::tile`]; AMX must be available and 1 ≤ rows ≤ 16.
+/// As [`Tiles::tile`], with rows in (DOWN − 1)·16 + 1..=DOWN·16.
 #[cfg(target_arch = "x86_64")]
-unsafe fn amx_tile<const VECTORS: usize>(rows: usize, tile: &Tile<'_>) {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn amx_tile<const DOWN: usize, const ACROSS: usize>(s: Avx512<AMX>, rows: usize, tile: &Tile<'_>) {
     const STEPS: usize = amx::TILE;
     let (whole, tail) = (tile.steps / STEPS, tile.steps % STEPS);
-    // SAFETY: the tiles stay within the segments: `whole` blocks of 16 steps and one of `tail` steps.
+    let lower = STEPS * tile.a_stride;
+    // SAFETY: whole blocks of 16 steps lie within the segments. The block of the tail is read from a copy on the side of A,
+    // padded with zeros; B may be read past the segment, where it is followed by at least 15 steps of other values.
     unsafe {
-        amx::configure(rows, tail);
+        if tile.shape.replace(rows) == rows {
+            amx::zero();
+        } else {
+            amx::configure(rows);
+        }
         for segment in tile.segments {
             let mut a = tile.a.wrapping_add(segment.a);
             let mut b = tile.b.wrapping_add(segment.b * tile.b_stride);
             for _ in 0..whole {
-                amx::load::<4>(a, tile.a_stride);
-                amx_columns::<4, 5, VECTORS>(b, tile.b_stride);
+                amx_step::<DOWN, ACROSS>(a, lower, tile.a_stride, b, tile.b_stride);
                 a = a.wrapping_add(STEPS);
                 b = b.wrapping_add(STEPS * tile.b_stride);
             }
             if tail > 0 {
-                amx::load::<6>(a, tile.a_stride);
-                amx_columns::<6, 7, VECTORS>(b, tile.b_stride);
+                let mut copy = [0.0f32; 2 * STEPS * STEPS];
+                for (row, to) in copy.chunks_exact_mut(STEPS).take(rows).enumerate() {
+                    let words = s.load_first(a.wrapping_add(row * tile.a_stride).cast(), tail);
+                    s.store(to.as_mut_ptr(), words);
+                }
+                amx_step::<DOWN, ACROSS>(copy.as_ptr().cast(), STEPS * STEPS, STEPS, b, tile.b_stride);
             }
         }
-        let stride = VECTORS * STEPS;
+        let stride = ACROSS * STEPS;
         amx::store::<0>(tile.out, stride);
-        if VECTORS > 1 {
+        if ACROSS > 1 {
             amx::store::<1>(tile.out.wrapping_add(STEPS), stride);
         }
-        if VECTORS > 2 {
-            amx::store::<2>(tile.out.wrapping_add(2 * STEPS), stride);
+        if DOWN > 1 {
+            amx::store::<2>(tile.out.wrapping_add(STEPS * stride), stride);
         }
-        if VECTORS > 3 {
-            amx::store::<3>(tile.out.wrapping_add(3 * STEPS), stride);
+        if DOWN > 1 && ACROSS > 1 {
+            amx::store::<3>(tile.out.wrapping_add(STEPS * stride + STEPS), stride);
         }
     }
 }
 
-/// Sums 0.. += tile A · each block of columns at `b`, loaded into tile B.
+/// 16 steps of k: loads the tiles of A (the second one `lower` words after the first) and B, and multiplies all pairs.
 ///
 /// # Safety
-/// The blocks must be readable in the configured shape of B.
+/// The tiles must be configured and readable.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn amx_columns<const A: u8, const B: u8, const VECTORS: usize>(b: *const u32, stride: usize) {
+unsafe fn amx_step<const DOWN: usize, const ACROSS: usize>(
+    a: *const u32,
+    lower: usize,
+    a_stride: usize,
+    b: *const u32,
+    b_stride: usize,
+) {
     // SAFETY: the caller's contract.
     unsafe {
-        amx::load::<B>(b, stride);
-        amx::dot::<0, A, B>();
-        if VECTORS > 1 {
-            amx::load::<B>(b.wrapping_add(amx::TILE), stride);
-            amx::dot::<1, A, B>();
+        amx::load::<6>(b, b_stride);
+        amx::load::<4>(a, a_stride);
+        amx::dot::<0, 4, 6>();
+        if ACROSS > 1 {
+            amx::load::<7>(b.wrapping_add(amx::TILE), b_stride);
+            amx::dot::<1, 4, 7>();
         }
-        if VECTORS > 2 {
-            amx::load::<B>(b.wrapping_add(2 * amx::TILE), stride);
-            amx::dot::<2, A, B>();
+        if DOWN > 1 {
+            amx::load::<5>(a.wrapping_add(lower), a_stride);
+            amx::dot::<2, 5, 6>();
         }
-        if VECTORS > 3 {
-            amx::load::<B>(b.wrapping_add(3 * amx::TILE), stride);
-            amx::dot::<3, A, B>();
+        if DOWN > 1 && ACROSS > 1 {
+            amx::dot::<3, 5, 7>();
         }
     }
 }

@@ -61,21 +61,31 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// Sets the shapes of the tiles and zeroes them. Tiles 0–3 hold sums of `rows` rows; 4 (A) and 5 (B) take 16 words of k;
-/// 6 (A) and 7 (B) take the last `tail` words.
+/// Sets the shapes of the tiles for `rows` rows and zeroes them. Sums 0 and 1 and A in 4 hold the first 16 rows, sums 2 and 3
+/// and A in 5 the others; B in 6 and 7 is always whole.
 ///
 /// # Safety
-/// AMX must be available; rows in 1..=16, tail in 0..16.
+/// AMX must be available; rows in 1..=32.
 #[inline(always)]
-pub(crate) unsafe fn configure(rows: usize, tail: usize) {
+pub(crate) unsafe fn configure(rows: usize) {
     let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    config.rows[..8].copy_from_slice(&[rows as u8; 8]);
-    config.row_bytes[..8].copy_from_slice(&[64; 8]);
-    config.rows[5] = TILE as u8;
-    config.rows[7] = tail.max(1) as u8;
-    config.row_bytes[6] = 4 * tail.max(1) as u16;
+    let upper = rows.min(TILE) as u8;
+    // A shape of no rows is not allowed; with up to 16 rows the lower tiles are not used.
+    let lower = rows.saturating_sub(TILE).max(1) as u8;
+    config.rows[..8].copy_from_slice(&[upper, upper, lower, lower, upper, lower, TILE as u8, TILE as u8]);
+    config.row_bytes[..8].copy_from_slice(&[4 * TILE as u16; 8]);
     // SAFETY: the configuration is well-formed for palette 1.
     unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const config, options(nostack)) }
+}
+
+/// Clears the sums.
+///
+/// # Safety
+/// The tiles must be configured.
+#[inline(always)]
+pub(crate) unsafe fn zero() {
+    // SAFETY: the caller's contract.
+    unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) }
 }
 
 /// Loads tile `T` from rows `stride` words apart.
