@@ -39,6 +39,8 @@ pub struct SamplingDefaults {
     pub key_frame_fps: u32,
     /// Picture size that the model was trained at.
     pub size: FrameSize,
+    /// Whether it makes other sizes as well: a folder that names its size under `zoetrope` was trained at that one only.
+    pub any_size: bool,
     /// Sampler steps.
     pub steps: u32,
     /// Strength of classifier-free guidance.
@@ -67,6 +69,7 @@ impl SamplingDefaults {
             key_frames: ours.key_frames.unwrap_or(81),
             key_frame_fps: ours.key_frame_fps.unwrap_or(16),
             size: FrameSize::checked(width, height).map_err(|e| refused(e.to_string()))?,
+            any_size: ours.size.is_none(),
             steps: ours.steps.unwrap_or(50),
             guidance: ours.guidance.unwrap_or(5.0),
             shift: ours.shift.or(shift).unwrap_or(3.0),

@@ -57,13 +57,14 @@ impl Interpolator {
     }
 }
 
-/// The weighted mean of two frames of one size: what interpolation without motion gives. `None` when the sizes differ.
-pub fn blend(first: &Frame, last: &Frame, t: f32) -> Option<Frame> {
-    if first.size() != last.size() {
-        return None;
+/// The weighted mean of two frames of one size: what interpolation without motion gives. (Were the sizes different, the
+/// pixels that `last` lacks would stay as in `first`.)
+pub fn blend(first: &Frame, last: &Frame, t: f32) -> Frame {
+    let mut mean = first.clone();
+    for (a, b) in mean.rgb_mut().iter_mut().zip(last.rgb()) {
+        *a = (f32::from(*a) * (1.0 - t) + f32::from(*b) * t).round() as u8;
     }
-    let mean = |(a, b): (&u8, &u8)| (f32::from(*a) * (1.0 - t) + f32::from(*b) * t).round() as u8;
-    Frame::new(first.size(), first.rgb().iter().zip(last.rgb()).map(mean).collect())
+    mean
 }
 
 /// RGB bytes to [h, w, 3] in 0..=1, with zeros to the right and below up to the next multiple.

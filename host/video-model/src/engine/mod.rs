@@ -1,0 +1,241 @@
+//! The engine: the stages `condition`, `diffuse` and `interpolate` over the models and the device queue.
+
+mod conditioning;
+mod diffusion;
+mod in_between;
+#[cfg(test)]
+mod tests;
+
+use crate::device_queue::{Bill, DeviceQueue, QueueLimits, QueueStats};
+use crate::error::ModelError;
+use crate::model::VideoModel;
+use crate::noise;
+use crate::registry::{DEFAULT_MODEL, ModelInfo, Registry};
+use async_trait::async_trait;
+use conditioning::{EncodePrompts, PromptCache, PromptConditioning};
+use diffusion::{Denoise, Diffused};
+use futures::channel::oneshot;
+use in_between::{Between, Sequence};
+use kernels::Dtype;
+use pipeline::{
+    Condition, Conditioning, Diffuse, Frame, FrameSize, Frames, GenerationPlan, Interpolate, KeyFrames, ModelDefaults,
+    StageContext, StageError, StageResult,
+};
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// In what numbers the networks multiply. Sums are in f32 either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EngineDtype {
+    /// For comparing with other programs.
+    F32,
+    /// Twice as fast where the processor has it.
+    #[default]
+    Bf16,
+}
+
+impl FromStr for EngineDtype {
+    type Err = StageError;
+    fn from_str(text: &str) -> StageResult<Self> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(StageError::invalid("dtype", "choose `f32` or `bf16`")),
+        }
+    }
+}
+
+impl From<EngineDtype> for Dtype {
+    fn from(dtype: EngineDtype) -> Self {
+        match dtype {
+            EngineDtype::F32 => Self::F32,
+            EngineDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// What an engine is made of.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Names and folders of models beside the built-in one. No other folder is ever opened.
+    pub models: Vec<(String, PathBuf)>,
+    /// Numbers of the networks.
+    pub dtype: EngineDtype,
+    /// Threads of the device; none takes all cores.
+    pub threads: Option<usize>,
+    /// Sessions that may wait for the device or run on it; one more is refused.
+    pub queue_capacity: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { models: Vec::new(), dtype: EngineDtype::default(), threads: None, queue_capacity: 256 }
+    }
+}
+
+/// Files that a single diffusion reads or writes.
+#[derive(Debug, Clone, Default)]
+pub struct DiffuseOptions {
+    /// A safetensors file whose f32 tensor `noise` [z, f, h, w] is the initial latent, in place of the seed's.
+    pub initial_noise: Option<PathBuf>,
+    /// Where the final latent goes, as the f32 tensor `latents` [z, f, h, w].
+    pub dump_latents: Option<PathBuf>,
+}
+
+/// The models of one process on one device. Dropping it ends the device thread.
+pub struct VideoEngine {
+    registry: Arc<Registry>,
+    queue: DeviceQueue,
+    prompts: Arc<PromptCache>,
+}
+
+impl VideoEngine {
+    /// Reads the models' descriptions and starts the device thread; weights are loaded when they are first needed.
+    pub fn start(config: EngineConfig) -> StageResult<Arc<Self>> {
+        let registry = Registry::new(config.models, config.dtype.into()).map_err(internal)?;
+        let threads =
+            config.threads.or_else(|| std::thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
+        let limits = QueueLimits { sessions_max: config.queue_capacity, threads: threads.max(1) };
+        let (registry, queue, prompts) = (Arc::new(registry), DeviceQueue::start(limits)?, Arc::default());
+        Ok(Arc::new(Self { registry, queue, prompts }))
+    }
+
+    /// What the time was spent on, for usage records.
+    pub fn device_name(&self) -> &str {
+        "cpu"
+    }
+
+    /// The model of requests that name none.
+    pub fn default_model(&self) -> &str {
+        DEFAULT_MODEL
+    }
+
+    /// Every registered model.
+    pub fn models(&self) -> StageResult<Vec<ModelInfo>> {
+        self.registry.list()
+    }
+
+    /// One model (none: the default).
+    pub fn model_info(&self, name: Option<&str>) -> StageResult<ModelInfo> {
+        self.registry.show(name)
+    }
+
+    /// How the device queue stands.
+    pub fn queue_stats(&self) -> QueueStats {
+        self.queue.stats()
+    }
+
+    /// Like [`Diffuse::diffuse`], with files for the first and the last latent.
+    pub async fn diffuse_with(
+        &self,
+        cx: &StageContext,
+        plan: &GenerationPlan,
+        conditioning: &Conditioning,
+        options: DiffuseOptions,
+    ) -> StageResult<KeyFrames> {
+        let conditioning = conditioning
+            .get::<PromptConditioning>()
+            .filter(|c| c.model_name == plan.model)
+            .ok_or_else(|| StageError::Internal("the conditioning was made by another model".to_owned()))?;
+        let noise = match &options.initial_noise {
+            None => None,
+            Some(path) => {
+                let shape = diffusion::latent_shape(&conditioning.model, plan)?;
+                let load = noise::load_latent(path, "noise", shape);
+                Some(load.map_err(|e| StageError::invalid("noise", e.to_string()))?)
+            }
+        };
+        let session = Denoise::new(plan, conditioning, noise)?;
+        let Diffused { key_frames, latents, shape } = self.queue.run(cx, Bill::DIFFUSE, session).await?;
+        if let Some(path) = &options.dump_latents {
+            noise::save_latent(path, "latents", shape, &latents)
+                .map_err(|e| StageError::invalid("dump_latents", e.to_string()))?;
+        }
+        Ok(key_frames)
+    }
+
+    /// The frames at `times` (each within 0..=1) between two pictures of one size.
+    pub async fn between(
+        &self,
+        cx: &StageContext,
+        first: Frame,
+        last: Frame,
+        times: Vec<f32>,
+    ) -> StageResult<Vec<Frame>> {
+        if times.is_empty() {
+            return Ok(Vec::new());
+        }
+        let interpolator = self.off_thread(|registry| registry.interpolator()).await?;
+        self.queue.run(cx, Bill::INTERPOLATE, Between::new(interpolator, first, last, times)?).await
+    }
+
+    async fn model(&self, name: &str) -> StageResult<Arc<VideoModel>> {
+        if let Some(model) = self.registry.loaded(name)? {
+            return Ok(model);
+        }
+        let name = name.to_owned();
+        self.off_thread(move |registry| registry.load(&name)).await
+    }
+
+    /// Runs `load` on a thread of its own, so that neither the device nor an async executor waits for a disk.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        load: impl FnOnce(&Registry) -> StageResult<T> + Send + 'static,
+    ) -> StageResult<T> {
+        let (reply, receiver) = oneshot::channel();
+        let registry = Arc::clone(&self.registry);
+        std::thread::Builder::new()
+            .name("model-load".to_owned())
+            // The caller may have gone; then there is nobody to tell, and the model stays loaded for the next one.
+            .spawn(move || drop(reply.send(load(&registry))))
+            .map_err(|e| StageError::Internal(format!("no thread to load a model on: {e}")))?;
+        receiver.await.unwrap_or_else(|_| Err(StageError::Internal("loading a model panicked".to_owned())))
+    }
+}
+
+#[async_trait]
+impl Condition for VideoEngine {
+    async fn condition(&self, cx: &StageContext, plan: &GenerationPlan) -> StageResult<Conditioning> {
+        let model = self.model(&plan.model).await?;
+        let session = EncodePrompts::new(plan, model, Arc::clone(&self.prompts));
+        Ok(Conditioning::new(self.queue.run(cx, Bill::CONDITION, session).await?))
+    }
+}
+
+#[async_trait]
+impl Diffuse for VideoEngine {
+    fn defaults(&self, model: Option<&str>) -> StageResult<ModelDefaults> {
+        self.registry.defaults(model)
+    }
+
+    async fn diffuse(
+        &self,
+        cx: &StageContext,
+        plan: &GenerationPlan,
+        conditioning: &Conditioning,
+    ) -> StageResult<KeyFrames> {
+        self.diffuse_with(cx, plan, conditioning, DiffuseOptions::default()).await
+    }
+}
+
+#[async_trait]
+impl Interpolate for VideoEngine {
+    async fn interpolate(
+        &self,
+        cx: &StageContext,
+        key_frames: KeyFrames,
+        frame_count: u32,
+        fps: u32,
+        size: FrameSize,
+    ) -> StageResult<Frames> {
+        let interpolator = self.off_thread(|registry| registry.interpolator()).await?;
+        let session = Sequence::new(interpolator, key_frames, frame_count, size)?;
+        Ok(Frames { frames: self.queue.run(cx, Bill::INTERPOLATE, session).await?, fps })
+    }
+}
+
+fn internal(error: ModelError) -> StageError {
+    StageError::Internal(error.to_string())
+}

@@ -1,0 +1,193 @@
+//! The built-in model through the engine: parity, repeatability, pictures as key frames, bills, refusals.
+
+use super::*;
+use crate::quality::compare;
+use futures::executor::block_on;
+use pipeline::{CancelToken, GenerationRequest, GivenKeyFrame, Lane, Sampler};
+use std::path::Path;
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/goldens/default_model.safetensors");
+/// The prompt of the golden.
+const PROMPT: &str = "A red star moves left in the night sky";
+
+fn engine(dtype: EngineDtype, threads: usize) -> Arc<VideoEngine> {
+    VideoEngine::start(EngineConfig { dtype, threads: Some(threads), ..EngineConfig::default() }).unwrap()
+}
+
+fn plan(engine: &VideoEngine, change: impl FnOnce(&mut GenerationRequest)) -> GenerationPlan {
+    let mut request =
+        GenerationRequest { prompt: PROMPT.into(), steps: Some(3), seed: Some(7), ..GenerationRequest::default() };
+    change(&mut request);
+    request.resolve(&engine.defaults(None).unwrap(), 0).unwrap()
+}
+
+fn cx() -> StageContext {
+    StageContext::unmetered(Lane(0))
+}
+
+fn key_frames(engine: &VideoEngine, cx: &StageContext, plan: &GenerationPlan) -> StageResult<Vec<Frame>> {
+    block_on(async {
+        let conditioning = engine.condition(cx, plan).await?;
+        Ok(engine.diffuse(cx, plan, &conditioning).await?.frames)
+    })
+}
+
+fn relative_rmse(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let square = |v: f32| f64::from(v).powi(2);
+    let error: f64 = got.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    (error / expected.iter().map(|b| square(*b)).sum::<f64>()).sqrt()
+}
+
+/// A picture that is red towards the right and green towards the bottom.
+fn gradient(width: u32, height: u32) -> Frame {
+    let pixel = |i: u32| [(i % width * 255 / width) as u8, (i / width * 255 / height) as u8, 100];
+    Frame::new(FrameSize { width, height }, (0..width * height).flat_map(pixel).collect()).unwrap()
+}
+
+#[test]
+fn four_guided_steps_from_given_noise_end_where_diffusers_ends() {
+    let engine = engine(EngineDtype::F32, 2);
+    let plan = plan(&engine, |r| (r.steps, r.guidance, r.sampler) = (Some(4), Some(3.0), Some(Sampler::Unipc)));
+    let folder = tempfile::tempdir().unwrap();
+    let dump = folder.path().join("latents.safetensors");
+    let options = DiffuseOptions { initial_noise: Some(GOLDEN.into()), dump_latents: Some(dump.clone()) };
+    block_on(async {
+        let conditioning = engine.condition(&cx(), &plan).await.unwrap();
+        engine.diffuse_with(&cx(), &plan, &conditioning, options).await.unwrap()
+    });
+    let model = engine.registry.load(DEFAULT_MODEL).unwrap();
+    let shape = diffusion::latent_shape(&model, &plan).unwrap();
+    let read = |path: &Path| noise::load_latent(path, "latents", shape).unwrap();
+    let (got, expected) = (read(&dump), read(Path::new(GOLDEN)));
+    let relative = relative_rmse(&got, &expected);
+    // Eight passes of the transformer in float32, sums in another order. Truncating a timestep wrongly gives 0.5 %.
+    assert!(relative < 1e-3, "relative RMSE {relative}");
+}
+
+#[test]
+fn the_same_plan_gives_the_same_bytes_on_any_number_of_threads_and_another_seed_another_video() {
+    let (one, two) = (engine(EngineDtype::Bf16, 1), engine(EngineDtype::Bf16, 2));
+    let plan_7 = plan(&one, |_| ());
+    let first = key_frames(&one, &cx(), &plan_7).unwrap();
+    assert_eq!(first.len(), 8);
+    assert!(first == key_frames(&one, &cx(), &plan_7).unwrap(), "the same engine repeats itself");
+    assert!(first == key_frames(&two, &cx(), &plan_7).unwrap(), "the number of threads changes nothing");
+    let other_seed = key_frames(&one, &cx(), &plan(&one, |r| r.seed = Some(8))).unwrap();
+    assert!(compare(&first, &other_seed).unwrap().psnr_db < 30.0);
+    let other_prompt = plan(&one, |r| r.prompt = "a blue circle moves up on a white background".into());
+    assert!(compare(&first, &key_frames(&one, &cx(), &other_prompt).unwrap()).unwrap().psnr_db < 30.0);
+}
+
+#[test]
+fn the_bf16_engine_stays_close_to_the_f32_engine() {
+    let (exact, fast) = (engine(EngineDtype::F32, 2), engine(EngineDtype::Bf16, 2));
+    let plan = plan(&exact, |r| r.guidance = Some(1.0));
+    let (a, b) = (key_frames(&exact, &cx(), &plan).unwrap(), key_frames(&fast, &cx(), &plan).unwrap());
+    // Eight bits of mantissa through three passes of the transformer and the decoder.
+    let quality = compare(&a, &b).unwrap();
+    assert!(quality.psnr_db > 30.0, "{quality:?}");
+}
+
+#[test]
+fn given_pictures_reach_the_transformer_as_in_the_reference() {
+    let engine = engine(EngineDtype::F32, 2);
+    let mut plan = plan(&engine, |r| r.guidance = Some(1.0));
+    // The golden's picture: red from −1 to 1 left to right, green top to bottom, blue 0; here in 256 levels.
+    let level = |i: u32| (f64::from(i) / 127.0 * 255.0).round() as u8;
+    let rgb = (0..128 * 128).flat_map(|i| [level(i % 128), level(i / 128), 128]).collect();
+    plan.given = vec![GivenKeyFrame { index: 0, frame: Frame::new(plan.key_frame_size, rgb).unwrap() }];
+    let conditioning = block_on(engine.condition(&cx(), &plan)).unwrap();
+    let session = Denoise::new(&plan, conditioning.get::<PromptConditioning>().unwrap(), None).unwrap();
+    let known = kernels::channels_first(&session.encode_known().unwrap()).unwrap().to_vec_f32();
+    let [z, frames, height, width] =
+        diffusion::latent_shape(&engine.registry.load(DEFAULT_MODEL).unwrap(), &plan).unwrap();
+    let shape = [1 + z, frames, height, width];
+    let expected = noise::load_latent(Path::new(GOLDEN), "condition", shape).unwrap();
+    // The picture's 256 levels; a mask or a channel in the wrong place is off by more than a tenth.
+    let error = relative_rmse(&known, &expected);
+    assert!(error < 2e-2, "relative RMSE {error}");
+
+    let text_only = GenerationPlan { given: Vec::new(), ..plan.clone() };
+    let with = key_frames(&engine, &cx(), &plan).unwrap();
+    assert!(with != key_frames(&engine, &cx(), &text_only).unwrap(), "the picture changes the video");
+}
+
+#[test]
+fn every_stage_is_billed_to_its_own_counter_and_the_sum_is_the_busy_time() {
+    let engine = engine(EngineDtype::Bf16, 2);
+    let plan = plan(&engine, |_| ());
+    let cx = cx();
+    let frames = block_on(async {
+        let conditioning = engine.condition(&cx, &plan).await.unwrap();
+        let key_frames = engine.diffuse(&cx, &plan, &conditioning).await.unwrap();
+        engine.interpolate(&cx, key_frames, plan.frame_count, plan.fps, plan.size).await.unwrap()
+    });
+    assert_eq!((frames.frames.len(), frames.fps), (48, 24));
+    assert!(frames.frames.iter().all(|frame| frame.size() == plan.size));
+    let (usage, stats) = (cx.meter.snapshot(), engine.queue_stats());
+    assert!(usage.diffuse_gpu_ms > 0 && usage.interpolate_gpu_ms > 0, "{usage:?}");
+    assert_eq!((usage.gpu_ms(), stats.billed_ms), (stats.busy_ms, stats.busy_ms));
+    // Two prompts; pictures known, three denoise steps, eight decoded frames; 48 frames.
+    assert_eq!(stats.steps, 2 + 1 + 3 + 8 + 48);
+}
+
+#[test]
+fn key_frames_appear_unchanged_among_the_frames() {
+    let engine = engine(EngineDtype::Bf16, 2);
+    let keys: Vec<Frame> = [40, 64, 100]
+        .map(|height| crate::picture::cover(&gradient(64, height), gradient(64, 64).size()).unwrap())
+        .into();
+    let size = keys[0].size();
+    let cx = cx();
+    let run = engine.interpolate(&cx, KeyFrames { frames: keys.clone() }, 5, 24, size);
+    assert_send_future(&run);
+    let frames = block_on(run).unwrap().frames;
+    assert!([0, 2, 4].into_iter().zip(&keys).all(|(i, key)| frames[i] == *key));
+    assert!(frames[1] != keys[0] && frames[1] != keys[1]);
+    let between = block_on(engine.between(&cx, keys[0].clone(), keys[1].clone(), vec![0.5])).unwrap();
+    assert!(between[0] == frames[1], "a pair on its own gives the same frame");
+}
+
+fn assert_send_future<T>(_: &(impl Future<Output = T> + Send)) {}
+
+#[test]
+fn a_cancelled_job_uses_no_device_time_and_a_small_budget_ends_early() {
+    let engine = engine(EngineDtype::Bf16, 2);
+    let plan = plan(&engine, |r| r.steps = Some(200));
+    let cancelled = StageContext { cancel: CancelToken::default(), ..cx() };
+    cancelled.cancel.cancel();
+    assert_eq!(key_frames(&engine, &cancelled, &plan), Err(StageError::Cancelled));
+    assert_eq!(cancelled.meter.snapshot().gpu_ms(), 0);
+    let poor = StageContext { gpu_budget_ms: 20, ..cx() };
+    assert_eq!(key_frames(&engine, &poor, &plan), Err(StageError::BudgetExhausted { budget_ms: 20 }));
+    assert!(poor.meter.snapshot().gpu_ms() >= 20);
+}
+
+#[test]
+fn what_a_model_cannot_do_is_refused_by_the_name_of_the_field() {
+    fn field<T: std::fmt::Debug>(result: StageResult<T>) -> &'static str {
+        match result {
+            Err(StageError::InvalidArgument { field, .. }) => field,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+    let engine = engine(EngineDtype::Bf16, 1);
+    let good = plan(&engine, |_| ());
+    assert_eq!(field(engine.defaults(Some("/etc"))), "model");
+    assert_eq!(field(key_frames(&engine, &cx(), &GenerationPlan { model: "nope".into(), ..good.clone() })), "model");
+    let odd = FrameSize { width: 130, height: 128 };
+    assert_eq!(field(key_frames(&engine, &cx(), &GenerationPlan { key_frame_size: odd, ..good.clone() })), "size");
+    let given = vec![GivenKeyFrame { index: 8, frame: gradient(16, 16) }];
+    assert_eq!(field(key_frames(&engine, &cx(), &GenerationPlan { given, ..good.clone() })), "image");
+    let conditioning = block_on(engine.condition(&cx(), &good)).unwrap();
+    let options = DiffuseOptions { initial_noise: Some("/nowhere".into()), ..DiffuseOptions::default() };
+    assert_eq!(field(block_on(engine.diffuse_with(&cx(), &good, &conditioning, options))), "noise");
+    let (a, b) = (gradient(16, 16), gradient(16, 18));
+    assert_eq!(field(block_on(engine.between(&cx(), a.clone(), b, vec![0.5]))), "key_frames");
+    assert_eq!(field(block_on(engine.between(&cx(), a.clone(), a, vec![f32::NAN]))), "times");
+    let none = KeyFrames { frames: Vec::new() };
+    assert_eq!(field(block_on(engine.interpolate(&cx(), none, 5, 24, odd))), "key_frames");
+    assert!(block_on(engine.diffuse(&cx(), &good, &Conditioning::new(1))).is_err());
+    assert_eq!("bf17".parse::<EngineDtype>().unwrap_err().code(), "invalid_argument");
+}

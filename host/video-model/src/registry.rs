@@ -1,0 +1,225 @@
+//! The models that an engine knows: the built-in one and the folders that its operator registered. Their descriptions are
+//! read at the start; weights are loaded when a model is first used, and stay.
+
+use crate::config::SamplingDefaults;
+use crate::error::{ModelError, Result};
+use crate::files::ModelFiles;
+use crate::interpolation::Interpolator;
+use crate::model::VideoModel;
+use crate::transformer::TransformerConfig;
+use crate::vae::VaeConfig;
+use include_dir::{Dir, include_dir};
+use kernels::Dtype;
+use pipeline::{FrameSize, ModelDefaults, StageError, StageResult, limits};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// The name of the built-in model.
+pub const DEFAULT_MODEL: &str = "default";
+
+static DEFAULT_WEIGHTS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/default-model/weights");
+static INTERPOLATOR_WEIGHTS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/default-model/interpolator");
+
+/// Frame rate of finished videos when the request names none.
+const FPS: u32 = 24;
+/// A model that only makes small pictures has them enlarged by a whole factor until the shorter side is at least this.
+const FINISHED_SIDE_PX_MIN: u32 = 512;
+
+/// What `models list` and `models show` tell.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelInfo {
+    /// The name that requests use.
+    pub name: String,
+    /// The architecture.
+    pub family: String,
+    /// Where it comes from: `built-in`, or its folder.
+    pub source: String,
+    /// Number of weights in all parts.
+    pub parameters: u64,
+    /// Size of the weight files.
+    pub bytes: u64,
+    /// Whether the weights are in memory.
+    pub loaded: bool,
+    /// What it does when a request is silent.
+    pub defaults: ModelDefaults,
+}
+
+/// All models of an engine, by name.
+pub struct Registry {
+    entries: BTreeMap<String, Entry>,
+    dtype: Dtype,
+    interpolator: OnceLock<Arc<Interpolator>>,
+    /// Held while weights load, so that two first uses load them once.
+    loading: Mutex<()>,
+}
+
+struct Entry {
+    files: ModelFiles,
+    defaults: ModelDefaults,
+    model: OnceLock<Arc<VideoModel>>,
+}
+
+/// The parts of a folder that hold weights.
+const PARTS: [&str; 3] = ["text_encoder", "transformer", "vae"];
+
+impl Registry {
+    /// The built-in model and `folders`; a later one of the same name takes the place of an earlier one.
+    pub fn new(folders: Vec<(String, PathBuf)>, dtype: Dtype) -> Result<Self> {
+        let embedded = (DEFAULT_MODEL.to_owned(), ModelFiles::Embedded(&DEFAULT_WEIGHTS));
+        let folders = folders.into_iter().map(|(name, path)| (name, ModelFiles::Folder(path)));
+        let entry = |(name, files): (String, ModelFiles)| {
+            let defaults = model_defaults(&name, &files)?;
+            Ok((name, Entry { files, defaults, model: OnceLock::new() }))
+        };
+        let entries = [embedded].into_iter().chain(folders).map(entry).collect::<Result<_>>()?;
+        Ok(Self { entries, dtype, interpolator: OnceLock::new(), loading: Mutex::new(()) })
+    }
+
+    /// What the named model (none: the default) does by itself.
+    pub fn defaults(&self, name: Option<&str>) -> StageResult<ModelDefaults> {
+        Ok(self.entry(name)?.defaults.clone())
+    }
+
+    /// Every model, by name.
+    pub fn list(&self) -> StageResult<Vec<ModelInfo>> {
+        self.entries.keys().map(|name| self.show(Some(name))).collect()
+    }
+
+    /// One model.
+    pub fn show(&self, name: Option<&str>) -> StageResult<ModelInfo> {
+        let entry = self.entry(name)?;
+        let source = match &entry.files {
+            ModelFiles::Embedded(_) => "built-in".to_owned(),
+            ModelFiles::Folder(path) => path.display().to_string(),
+        };
+        let (parameters, bytes) = weigh(&entry.files).map_err(|e| failed(&entry.defaults.model, &e))?;
+        let (name, family) = (entry.defaults.model.clone(), "Wan".to_owned());
+        let loaded = entry.model.get().is_some();
+        Ok(ModelInfo { name, family, source, parameters, bytes, loaded, defaults: entry.defaults.clone() })
+    }
+
+    /// The model when its weights are in memory.
+    pub fn loaded(&self, name: &str) -> StageResult<Option<Arc<VideoModel>>> {
+        Ok(self.entry(Some(name))?.model.get().cloned())
+    }
+
+    /// The model, loading its weights if need be: may take long.
+    pub fn load(&self, name: &str) -> StageResult<Arc<VideoModel>> {
+        let entry = self.entry(Some(name))?;
+        self.once(&entry.model, || VideoModel::load(&entry.files, self.dtype)).map_err(|e| failed(name, &e))
+    }
+
+    /// The built-in interpolator, loading its weights if need be.
+    pub fn interpolator(&self) -> StageResult<Arc<Interpolator>> {
+        let files = ModelFiles::Embedded(&INTERPOLATOR_WEIGHTS);
+        self.once(&self.interpolator, || Interpolator::load(&files, self.dtype)).map_err(|e| failed("interpolator", &e))
+    }
+
+    fn once<T>(&self, slot: &OnceLock<Arc<T>>, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = slot.get() {
+            return Ok(Arc::clone(loaded));
+        }
+        let loaded = Arc::new(load()?);
+        Ok(Arc::clone(slot.get_or_init(|| loaded)))
+    }
+
+    fn entry(&self, name: Option<&str>) -> StageResult<&Entry> {
+        let name = name.unwrap_or(DEFAULT_MODEL);
+        self.entries.get(name).ok_or_else(|| {
+            let known = self.entries.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            StageError::invalid("model", format!("there is no model of that name; choose one of: {known}"))
+        })
+    }
+}
+
+fn failed(name: &str, error: &ModelError) -> StageError {
+    StageError::Internal(format!("model `{name}`: {error}"))
+}
+
+/// From a folder's small files alone, without its weights.
+fn model_defaults(name: &str, files: &ModelFiles) -> Result<ModelDefaults> {
+    let sampling = SamplingDefaults::load(files)?;
+    let transformer: TransformerConfig = files.read_json("transformer/config.json")?;
+    transformer.check(&files.name_of("transformer/config.json"))?;
+    let vae: VaeConfig = files.read_json("vae/config.json")?;
+    vae.check(&files.name_of("vae/config.json"))?;
+    let [frames, height, width] = transformer.patch_size;
+    let key_frames_max = match sampling.any_size {
+        true => 1 + (transformer.rope_max_seq_len * frames - 1) * vae.temporal_factor(),
+        // Trained at one size and one length: more frames than that are outside of what it has seen.
+        false => sampling.key_frames as usize,
+    };
+    Ok(ModelDefaults {
+        model: name.to_owned(),
+        native_size: sampling.size,
+        any_size: sampling.any_size,
+        size_multiple_px: (vae.spatial_factor() * height.max(width)) as u32,
+        key_frame_multiple: vae.temporal_factor() as u32,
+        key_frames: sampling.key_frames,
+        key_frames_max: (key_frames_max as u32).min(limits::KEY_FRAMES_MAX),
+        steps: sampling.steps,
+        guidance: sampling.guidance,
+        shift: sampling.shift,
+        sampler: sampling.sampler,
+        size: if sampling.any_size { sampling.size } else { finished_size(sampling.size) },
+        duration_ms: (u64::from(sampling.key_frames) * 1000 / u64::from(sampling.key_frame_fps)) as u32,
+        fps: FPS,
+    })
+}
+
+fn finished_size(native: FrameSize) -> FrameSize {
+    let factor = FINISHED_SIDE_PX_MIN.div_ceil(native.width.min(native.height).max(1));
+    FrameSize { width: native.width * factor, height: native.height * factor }
+}
+
+/// Number of weights and bytes of weight files, from the files' headers.
+fn weigh(files: &ModelFiles) -> Result<(u64, u64)> {
+    let (mut parameters, mut bytes) = (0, 0);
+    for part in PARTS {
+        let weights = files.weights(part)?;
+        let shapes = weights.names().filter_map(|name| weights.shape(name));
+        parameters += shapes.map(|shape| shape.iter().product::<usize>() as u64).sum::<u64>();
+        let names = files.list(part).into_iter().filter(|name| name.ends_with(".safetensors"));
+        bytes += names.map(|name| files.size_bytes(&format!("{part}/{name}"))).sum::<u64>();
+    }
+    Ok((parameters, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_model_makes_two_seconds_by_default() {
+        let registry = Registry::new(Vec::new(), Dtype::F32).unwrap();
+        let defaults = registry.defaults(None).unwrap();
+        assert_eq!((defaults.model.as_str(), defaults.duration_ms), (DEFAULT_MODEL, 2000));
+        assert!(!defaults.any_size && defaults.size.width >= 512);
+        assert_eq!(defaults.native_size.width % defaults.size_multiple_px, 0);
+    }
+
+    #[test]
+    fn models_are_listed_with_their_weight_and_loaded_on_first_use() {
+        let registry = Registry::new(Vec::new(), Dtype::F32).unwrap();
+        let info = &registry.list().unwrap()[0];
+        assert!(info.parameters > 1_000_000 && info.bytes > info.parameters, "{info:?}");
+        assert!(!info.loaded && registry.loaded(DEFAULT_MODEL).unwrap().is_none());
+        let model = registry.load(DEFAULT_MODEL).unwrap();
+        assert!(Arc::ptr_eq(&model, &registry.load(DEFAULT_MODEL).unwrap()));
+        assert!(registry.show(None).unwrap().loaded);
+        assert!(registry.interpolator().unwrap().parameters() > 1000);
+    }
+
+    #[test]
+    fn an_unknown_model_is_the_callers_fault_and_a_broken_folder_the_operators() {
+        let registry = Registry::new(Vec::new(), Dtype::F32).unwrap();
+        let refused = registry.defaults(Some("nope")).unwrap_err().to_string();
+        assert!(refused.contains("choose one of: default"), "{refused}");
+        let folder = tempfile::tempdir().unwrap();
+        let broken = Registry::new(vec![("mine".into(), folder.path().to_owned())], Dtype::F32);
+        assert!(broken.err().unwrap().to_string().contains("model_index.json"));
+    }
+}
