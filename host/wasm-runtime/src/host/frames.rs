@@ -12,7 +12,8 @@ use wasmtime::component::Resource;
 
 /// Pictures of one size. A picture is copied when it is written to and another list holds it too.
 #[derive(Debug)]
-pub(crate) struct FrameList {
+#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
+pub struct FrameList {
     size: FrameSize,
     fps: u32,
     frames: Vec<Arc<Frame>>,
