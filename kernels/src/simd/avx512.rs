@@ -93,6 +93,15 @@ impl<const TIER: u8> Simd for Avx512<TIER> {
         registers!(_mm512_fmadd_ps(a, b, c))
     }
     #[inline(always)]
+    fn reciprocal(self, a: __m512) -> __m512 {
+        registers!({
+            // 14 bits by table, then one Newton step: a third of the time of a division.
+            let guess = _mm512_rcp14_ps(a);
+            let error = _mm512_fnmadd_ps(a, guess, _mm512_set1_ps(1.0));
+            _mm512_fmadd_ps(guess, error, guess)
+        })
+    }
+    #[inline(always)]
     fn round(self, a: __m512) -> __m512 {
         registers!(_mm512_roundscale_ps::<0>(a))
     }

@@ -52,7 +52,7 @@ pub(crate) fn keep_first<S: Simd>(s: S, value: S::F, n: usize, other: f32) -> S:
 #[inline(always)]
 pub(crate) fn logistic<S: Simd>(s: S, x: S::F) -> S::F {
     let e = exp(s, s.sub(s.splat(0.0), x));
-    s.div(s.splat(1.0), s.add(s.splat(1.0), e))
+    s.reciprocal(s.add(s.splat(1.0), e))
 }
 
 /// The activation of every lane.
@@ -80,7 +80,7 @@ fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
     let zero = s.splat(0.0);
     let magnitude = s.max(x, s.sub(zero, x));
     let z = s.mul(magnitude, s.splat(std::f32::consts::FRAC_1_SQRT_2));
-    let t = s.div(s.splat(1.0), s.fma(z, s.splat(0.327_591_1), s.splat(1.0)));
+    let t = s.reciprocal(s.fma(z, s.splat(0.327_591_1), s.splat(1.0)));
     let mut p = s.splat(1.061_405_4);
     for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
         p = s.fma(p, t, s.splat(c));

@@ -160,6 +160,11 @@ pub(crate) trait Simd: Copy {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// a·b + c
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// 1 / a for normal a, to about one unit in the last place.
+    #[inline(always)]
+    fn reciprocal(self, a: Self::F) -> Self::F {
+        self.div(self.splat(1.0), a)
+    }
     /// The nearest integer, ties to even.
     fn round(self, a: Self::F) -> Self::F;
     /// x·2ⁿ for integral n in −126..=127.
