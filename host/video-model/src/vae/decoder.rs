@@ -53,7 +53,9 @@ impl Decoder {
         for block in &self.up {
             x = block.forward(x, history)?;
         }
-        let x = self.conv_out.forward(&self.norm_out.silu(&x)?, None, history)?;
+        // The result takes its input's type: pictures are f32.
+        let x = self.norm_out.silu(&x)?.to_dtype(Dtype::F32);
+        let x = self.conv_out.forward(&x, None, history)?;
         history.end_chunk();
         Ok(x)
     }

@@ -57,7 +57,8 @@ impl Encoder {
                 DownLayer::Downsample(layer) => layer.forward(&x, history)?,
             };
         }
-        let x = self.norm_out.silu(&self.mid.forward(&x, history)?)?;
+        // The result takes its input's type: latents are f32.
+        let x = self.norm_out.silu(&self.mid.forward(&x, history)?)?.to_dtype(Dtype::F32);
         let x = self.conv_out.forward(&x, None, history)?;
         history.end_chunk();
         Ok(x)

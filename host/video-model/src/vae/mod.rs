@@ -28,6 +28,8 @@ pub struct WanVae {
     to_latent: PackedLinear,
     /// `post_quant_conv` with the inverse of the normalisation folded in.
     from_latent: PackedLinear,
+    /// Of the features between the layers; sums within a layer are f32.
+    dtype: Dtype,
 }
 
 impl WanVae {
@@ -50,6 +52,7 @@ impl WanVae {
             to_latent: to_latent(&scope.at("quant_conv"), &config)?,
             from_latent: from_latent(&scope.at("post_quant_conv"), &config)?,
             config,
+            dtype,
         })
     }
 
@@ -74,8 +77,9 @@ impl WanVae {
         let mut start = 0;
         while start < frames.shape()[0] {
             let end = if start == 0 { 1 } else { start + factor };
-            let encoded = self.encoder.forward(&frames.slice_outer(start..end)?, &mut history)?;
-            latents.push(per_pixel(&encoded, &self.to_latent)?);
+            let chunk = frames.slice_outer(start..end)?.to_dtype(self.dtype);
+            let encoded = self.encoder.forward(&chunk, &mut history)?;
+            latents.push(per_pixel(&encoded, &self.to_latent, Dtype::F32)?);
             start = end;
         }
         Ok(Tensor::concat_outer(&latents.iter().collect::<Vec<_>>())?)
@@ -99,7 +103,7 @@ impl WanVae {
         if !matches!(*latent.shape(), [1, h, w, c] if c == z && h > 0 && w > 0) {
             return Err(ModelError::Input(format!("latent frame is {:?}, needs [1, h, w, {z}]", latent.shape())));
         }
-        let x = per_pixel(latent, &self.from_latent)?;
+        let x = per_pixel(latent, &self.from_latent, self.dtype)?;
         let pictures = self.decoder.forward(&x, &mut state.history)?;
         state.frames += 1;
         let values = pictures.to_vec_f32().into_iter().map(|v| v.clamp(-1.0, 1.0)).collect();
@@ -122,13 +126,13 @@ impl DecodeState {
 }
 
 /// A convolution of one tap: the same matrix for each pixel of x [f, h, w, c].
-fn per_pixel(x: &Tensor, weight: &PackedLinear) -> Result<Tensor> {
+fn per_pixel(x: &Tensor, weight: &PackedLinear, out: Dtype) -> Result<Tensor> {
     let &[ref outer @ .., c] = x.shape() else {
         return Err(ModelError::Input("a tensor without dimensions".to_owned()));
     };
     let pixels: usize = outer.iter().product();
     let shape: Vec<usize> = outer.iter().copied().chain([weight.n()]).collect();
-    Ok(linear(&x.reshape(&[pixels, c])?, weight, Activation::None, Dtype::F32)?.reshape(&shape)?)
+    Ok(linear(&x.reshape(&[pixels, c])?, weight, Activation::None, out)?.reshape(&shape)?)
 }
 
 /// `((W·x + b) − mean) / std` for the z rows that hold the means; the other z hold log-variances.
