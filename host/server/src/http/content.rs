@@ -2,11 +2,11 @@
 
 use super::auth::Caller;
 use super::error::ApiError;
-use super::page::Params;
+use super::page::{Address, Params};
 use super::videos::find;
 use crate::platform::Platform;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -51,7 +51,7 @@ impl Variant {
 pub(super) async fn content(
     State(platform): State<Arc<Platform>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Address(id): Address<String>,
     Params(params): Params<ContentParams>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {

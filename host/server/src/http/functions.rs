@@ -4,12 +4,12 @@ use super::auth::Caller;
 use super::body;
 use super::error::ApiError;
 use super::fields::Generation;
-use super::page::{PageParams, Params, parameter};
+use super::page::{Address, PageParams, Params, parameter};
 use super::{videos, view};
 use crate::platform::Platform;
 use crate::submission::FunctionCall;
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
 use control_plane::{FunctionKind, FunctionVersion, JobRecord};
@@ -26,7 +26,7 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 pub(super) async fn publish(
     State(platform): State<Arc<Platform>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Address(name): Address<String>,
     request: Request,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let name: FunctionName = name.parse().map_err(|error| ApiError::invalid("name", format!("name: {error}")))?;
@@ -56,7 +56,7 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(platform): State<Arc<Platform>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Address(name): Address<String>,
 ) -> Result<Json<Value>, ApiError> {
     let name = function_name(&name)?;
     let versions = platform.jobs.function_versions(caller.tenant(), &name).await?;
@@ -69,7 +69,7 @@ pub(super) async fn show(
 pub(super) async fn delete(
     State(platform): State<Arc<Platform>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Address(name): Address<String>,
 ) -> Result<Json<Value>, ApiError> {
     let name = function_name(&name)?;
     platform.unpublish(caller.tenant(), &name).await?;
@@ -81,7 +81,7 @@ pub(super) async fn delete(
 pub(super) async fn invoke(
     State(platform): State<Arc<Platform>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Address(name): Address<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let name = function_name(&name)?;

@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use video_model::device_queue::QueueStats as DeviceStats;
 
 /// From an answer out of memory to an invocation that waits for its video.
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0];
@@ -68,15 +69,15 @@ pub(super) async fn scrape(
 ) -> Result<Response, ApiError> {
     let stats = platform.jobs.queue_stats().await?;
     let mut text = String::new();
-    encode(&mut text, &stored(&stats)).map_err(ApiError::internal)?;
+    encode(&mut text, &figures(&stats, &platform.engine.queue_stats())).map_err(ApiError::internal)?;
     // Two registries make one exposition: only the last one ends it.
     let mut text = text.trim_end_matches("# EOF\n").to_owned();
     encode(&mut text, &metrics.registry).map_err(ApiError::internal)?;
     Ok(([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }
 
-/// The store's figures as they stand.
-fn stored(stats: &QueueStats) -> Registry {
+/// The figures of the job queue and of the device as they stand.
+fn figures(stats: &QueueStats, device: &DeviceStats) -> Registry {
     let mut registry = Registry::with_prefix("zoetrope");
     let jobs = Family::<[(&'static str, &'static str); 1], Gauge>::default();
     for (state, count) in
@@ -93,6 +94,10 @@ fn stored(stats: &QueueStats) -> Registry {
     one("queue_oldest_age_ms", "How long the oldest waiting job has waited", stats.oldest_queued_age_ms);
     one("gpu_reserved_ms", "Device time reserved by unfinished jobs", stats.reserved_gpu_ms);
     one("gpu_recorded_ms", "Device time on the ledger", stats.recorded_gpu_ms);
+    one("device_busy_ms", "Device time of all steps since this process started", device.busy_ms);
+    one("device_steps", "Steps that the device has run since this process started", device.steps);
+    one("device_sessions_waiting", "Sessions that wait for their first step", device.waiting as u64);
+    one("device_sessions_active", "Sessions between their first and last step", device.active as u64);
     registry
 }
 

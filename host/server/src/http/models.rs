@@ -2,10 +2,11 @@
 
 use super::auth::Caller;
 use super::error::ApiError;
+use super::page::Address;
 use super::view;
 use crate::platform::Platform;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ pub(super) async fn list(State(platform): State<Arc<Platform>>, _: Caller) -> Re
 pub(super) async fn show(
     State(platform): State<Arc<Platform>>,
     _: Caller,
-    Path(name): Path<String>,
+    Address(name): Address<String>,
 ) -> Result<Json<Value>, ApiError> {
     let found = models(&platform)?.into_iter().find(|model| model["id"] == name.as_str());
     let shown: String = name.chars().filter(|c| !c.is_control()).take(60).collect();

@@ -1,14 +1,27 @@
-//! Query strings and pages of lists.
+//! What an address says: its parts, its query string, and the page of a list that it asks for.
 
 use super::error::ApiError;
-use axum::extract::FromRequestParts;
-use axum::extract::Query;
+use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 const LIMIT_DEFAULT: u32 = 20;
 const LIMIT_MAX: u32 = 100;
+
+/// The variable parts of a path, as text: what they name is checked where it is looked up.
+pub(super) struct Address<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Address<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(address)) => Ok(Self(address)),
+            Err(error) => Err(ApiError::Invalid { param: None, code: "invalid_path", message: error.body_text() }),
+        }
+    }
+}
 
 /// A query string whose parameters must all be known.
 pub(super) struct Params<T>(pub(super) T);

@@ -3,11 +3,11 @@
 use super::auth::Operator;
 use super::body;
 use super::error::ApiError;
-use super::page::{PageParams, Params, parameter};
+use super::page::{Address, PageParams, Params, parameter};
 use super::view;
 use crate::platform::Platform;
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use control_plane::{ApiKeyId, Quotas, Role};
 use pipeline::TenantId;
@@ -55,7 +55,7 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(platform): State<Arc<Platform>>,
     _: Operator,
-    Path(tenant): Path<String>,
+    Address(tenant): Address<String>,
 ) -> Result<Json<Value>, ApiError> {
     let id = tenant_id(&tenant)?;
     let tenant = platform.jobs.tenant(&id).await?.ok_or_else(|| ApiError::not_found("tenant", id.as_str()))?;
@@ -65,7 +65,7 @@ pub(super) async fn show(
 pub(super) async fn set_quotas(
     State(platform): State<Arc<Platform>>,
     _: Operator,
-    Path(tenant): Path<String>,
+    Address(tenant): Address<String>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let id = tenant_id(&tenant)?;
@@ -86,7 +86,7 @@ struct NewKey {
 pub(super) async fn create_key(
     State(platform): State<Arc<Platform>>,
     _: Operator,
-    Path(tenant): Path<String>,
+    Address(tenant): Address<String>,
     request: Request,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let id = tenant_id(&tenant)?;
@@ -104,7 +104,7 @@ pub(super) async fn create_key(
 pub(super) async fn list_keys(
     State(platform): State<Arc<Platform>>,
     _: Operator,
-    Path(tenant): Path<String>,
+    Address(tenant): Address<String>,
 ) -> Result<Json<Value>, ApiError> {
     let id = tenant_id(&tenant)?;
     platform.jobs.tenant(&id).await?.ok_or_else(|| ApiError::not_found("tenant", id.as_str()))?;
@@ -115,7 +115,7 @@ pub(super) async fn list_keys(
 pub(super) async fn revoke_key(
     State(platform): State<Arc<Platform>>,
     _: Operator,
-    Path((tenant, key)): Path<(String, String)>,
+    Address((tenant, key)): Address<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
     let id = tenant_id(&tenant)?;
     let key: ApiKeyId = key.parse().map_err(|_| ApiError::not_found("API key", "this id"))?;

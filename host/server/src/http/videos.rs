@@ -4,12 +4,12 @@ use super::auth::Caller;
 use super::body;
 use super::error::ApiError;
 use super::fields::{Fields, Generation};
-use super::page::{PageParams, Params, parameter};
+use super::page::{Address, PageParams, Params, parameter};
 use super::view;
 use crate::platform::Platform;
 use crate::submission::{FlowSubmission, Submission};
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use control_plane::{Admission, Idempotency, JobRecord, JobState, JobStore, ListOrder, PageRequest};
@@ -37,7 +37,7 @@ pub(super) async fn create(
 pub(super) async fn show(
     State(platform): State<Arc<Platform>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Address(id): Address<String>,
 ) -> Result<Response, ApiError> {
     let job = find(&platform, caller.tenant(), &id).await?;
     Ok(show_job(&platform, &job))
@@ -62,7 +62,7 @@ pub(super) async fn list(
 pub(super) async fn delete(
     State(platform): State<Arc<Platform>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Address(id): Address<String>,
 ) -> Result<Json<Value>, ApiError> {
     let id = job_id(&id)?;
     let objects = platform.jobs.delete(caller.tenant(), &id).await?;
@@ -73,7 +73,7 @@ pub(super) async fn delete(
 pub(super) async fn cancel(
     State(platform): State<Arc<Platform>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Address(id): Address<String>,
 ) -> Result<Response, ApiError> {
     let job = platform.jobs.cancel(caller.tenant(), &job_id(&id)?).await?;
     Ok(show_job(&platform, &job))
@@ -83,7 +83,7 @@ pub(super) async fn cancel(
 pub(super) async fn remix(
     State(platform): State<Arc<Platform>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Address(id): Address<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let key = idempotency_key(request.headers())?;
