@@ -8,6 +8,7 @@
 mod activation;
 mod attention;
 mod conv;
+mod copy;
 mod elementwise;
 mod error;
 mod gemm;

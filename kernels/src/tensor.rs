@@ -7,6 +7,7 @@ use std::sync::Arc;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
+use crate::copy;
 use crate::error::{Result, argument_error, dtype_error, shape_error};
 
 /// Where a tensor lives and its operations run.
@@ -185,8 +186,9 @@ impl Tensor {
 
     /// Entries `range` (checked by the caller) of the last dimension, as a tensor of `shape`.
     pub(crate) fn slice_inner(&self, shape: &[usize], range: Range<usize>) -> Self {
-        fn cut<T: Copy>(values: &[T], width: usize, range: &Range<usize>) -> Vec<T> {
-            values.chunks_exact(width.max(1)).flat_map(|row| &row[range.clone()]).copied().collect()
+        fn cut<T: Copy + Send + Sync + Default>(values: &[T], width: usize, range: &Range<usize>) -> Vec<T> {
+            let rows = values.len() / width.max(1);
+            copy::join_rows(rows, &[copy::Part { values, width, start: range.start, count: range.len() }])
         }
         let width = self.shape[self.shape.len() - 1];
         let storage = match &*self.storage {
@@ -275,7 +277,7 @@ fn join<T: Copy>(op: &'static str, parts: &[&Tensor], view: fn(&Tensor) -> Optio
 }
 
 /// One row of each part in turn.
-fn interleave<T: Copy>(
+fn interleave<T: Copy + Send + Sync + Default>(
     op: &'static str,
     parts: &[&Tensor],
     rows: usize,
@@ -283,18 +285,13 @@ fn interleave<T: Copy>(
 ) -> Result<Vec<T>> {
     let mut slices = Vec::with_capacity(parts.len());
     for part in parts {
+        let width = part.shape[part.shape.len() - 1];
         match view(part) {
-            Some(values) => slices.push((values, part.shape[part.shape.len() - 1])),
+            Some(values) => slices.push(copy::Part { values, width, start: 0, count: width }),
             None => return dtype_error(op, "the tensors differ in dtype"),
         }
     }
-    let mut out = Vec::with_capacity(parts.iter().map(|p| p.len()).sum());
-    for row in 0..rows {
-        for &(values, width) in &slices {
-            out.extend_from_slice(&values[row * width..][..width]);
-        }
-    }
-    Ok(out)
+    Ok(copy::join_rows(rows, &slices))
 }
 
 pub(crate) fn round_bf16(values: &[f32]) -> Vec<bf16> {

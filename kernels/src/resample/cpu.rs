@@ -181,32 +181,75 @@ impl<T: Element> Kernel for WarpRow<'_, T> {
     #[inline(always)]
     fn run<S: Tiles>(self, s: S) {
         let [h, w, c] = self.size;
-        for (column, (flow, out)) in self.flow.chunks_exact(2).zip(self.out.chunks_exact_mut(c)).enumerate() {
-            let (x0, x1, fx) = sample(column as f32 + flow[0], w);
-            let (y0, y1, fy) = sample(self.y as f32 + flow[1], h);
-            let pixel = |y: usize, x: usize| &self.image[(y * w + x) * c..][..c];
-            let taps = [pixel(y0, x0), pixel(y0, x1), pixel(y1, x0), pixel(y1, x1)];
-            let weights = [(1.0 - fy) * (1.0 - fx), (1.0 - fy) * fx, fy * (1.0 - fx), fy * fx];
-            for at in (0..c).step_by(S::LANES) {
-                let n = S::LANES.min(c - at);
-                let mut sum = s.splat(0.0);
-                for (tap, weight) in taps.into_iter().zip(weights) {
+        let (right, below) = (if w > 1 { c } else { 0 }, if h > 1 { w * c } else { 0 });
+        let pixels = self.flow.chunks(2 * S::LANES).zip(self.out.chunks_mut(c * S::LANES));
+        for (block, (flow, out)) in pixels.enumerate() {
+            let samples = Samples::of(s, flow, block * S::LANES, self.y, self.size);
+            for (i, out) in out.chunks_exact_mut(c).enumerate() {
+                let from = (samples.y[i] as usize * w + samples.x[i] as usize) * c;
+                // The largest index that is read: indices come from clamped coordinates, which this holds them to.
+                assert!(from + below + right + c <= self.image.len());
+                for at in (0..c).step_by(S::LANES) {
+                    let n = S::LANES.min(c - at);
+                    let tap = |from: usize, weight: f32, sum: S::F| {
+                        // SAFETY: the pixels of all four taps lie within the image, as just asserted; at + n ≤ c.
+                        s.fma(s.splat(weight), unsafe { load_up_to(s, self.image.as_ptr().add(from + at), n) }, sum)
+                    };
+                    let sum = tap(from, samples.weights[0][i], s.splat(0.0));
+                    let sum = tap(from + right, samples.weights[1][i], sum);
+                    let sum = tap(from + below, samples.weights[2][i], sum);
+                    let sum = tap(from + below + right, samples.weights[3][i], sum);
                     // SAFETY: at + n ≤ c, the length of the pixel.
-                    sum = s.fma(s.splat(weight), unsafe { load_up_to(s, tap.as_ptr().add(at), n) }, sum);
+                    unsafe { store_up_to(s, out.as_mut_ptr().cast::<T>().add(at), sum, n) };
                 }
-                // SAFETY: as above.
-                unsafe { store_up_to(s, out.as_mut_ptr().cast::<T>().add(at), sum, n) };
             }
         }
     }
 }
 
-/// The two samples around a coordinate clamped to 0..n, and the weight of the second. Not-a-number reads sample 0.
+/// Where the pixels of a block read: the upper left one of four neighbours, and the weights of all four (upper left, upper
+/// right, lower left, lower right).
+struct Samples {
+    x: [f32; 16],
+    y: [f32; 16],
+    weights: [[f32; 16]; 4],
+}
+
+impl Samples {
+    /// For up to LANES pixels of row `y` from column `first` on, with their flow.
+    #[inline(always)]
+    fn of<S: Tiles>(s: S, flow: &[f32], first: usize, y: usize, [h, w, _]: [usize; 3]) -> Self {
+        let mut samples = Self { x: [0.0; 16], y: [0.0; 16], weights: [[0.0; 16]; 4] };
+        for (i, flow) in flow.chunks_exact(2).enumerate() {
+            samples.x[i] = (first + i) as f32 + flow[0];
+            samples.y[i] = y as f32 + flow[1];
+        }
+        // SAFETY: every array has 16 ≥ LANES values.
+        unsafe {
+            let (x0, fx) = split(s, s.load(samples.x.as_ptr()), w);
+            let (y0, fy) = split(s, s.load(samples.y.as_ptr()), h);
+            let one = s.splat(1.0);
+            let (gx, gy) = (s.sub(one, fx), s.sub(one, fy));
+            s.store(samples.x.as_mut_ptr(), x0);
+            s.store(samples.y.as_mut_ptr(), y0);
+            for (to, (y, x)) in samples.weights.iter_mut().zip([(gy, gx), (gy, fx), (fy, gx), (fy, fx)]) {
+                s.store(to.as_mut_ptr(), s.mul(y, x));
+            }
+        }
+        samples
+    }
+}
+
+/// Coordinates clamped to 0..n as the first of two neighbours, at most n − 2, and the weight of the second. Not-a-number
+/// becomes 0.
 #[inline(always)]
-fn sample(coordinate: f32, n: usize) -> (usize, usize, f32) {
-    let clamped = coordinate.max(0.0).min((n - 1) as f32);
-    let first = clamped as usize;
-    (first, (first + 1).min(n - 1), clamped - first as f32)
+fn split<S: Tiles>(s: S, coordinate: S::F, n: usize) -> (S::F, S::F) {
+    // Of two operands the second is taken when one is not a number.
+    let clamped = s.min(s.max(coordinate, s.splat(0.0)), s.splat((n - 1) as f32));
+    // A whole number may be rounded down to the one before: then its weight is 1, which is the same sample.
+    let below = s.round(s.sub(clamped, s.splat(0.5)));
+    let first = s.max(s.min(below, s.splat(n.saturating_sub(2) as f32)), s.splat(0.0));
+    (first, s.sub(clamped, first))
 }
 
 pub(super) fn blend_mask(isa: Isa, a: &Tensor, b: &Tensor, mask: &[f32], [h, w, c]: [usize; 3]) -> Tensor {
