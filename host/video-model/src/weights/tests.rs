@@ -105,7 +105,32 @@ fn an_empty_file_on_disk_is_a_header_error() {
     assert!(matches!(ModelFiles::Folder(folder.path().to_owned()).weights(""), Err(ModelError::Header { .. })));
 }
 
+/// Any sizes at all against a file that holds nothing: refused by the config's check or by the first tensor.
+fn load_networks(sizes: &[usize]) {
+    let empty = load(file("{}", &[])).unwrap();
+    let [a, b, c, d, e, f] = *sizes else { return };
+    let config = serde_json::json!({
+        "_class_name": "WanTransformer3DModel", "patch_size": [a, b, c], "num_attention_heads": d, "attention_head_dim": e,
+        "in_channels": f, "out_channels": a, "text_dim": b, "freq_dim": c, "ffn_dim": d, "num_layers": e,
+    });
+    let config: crate::transformer::TransformerConfig = serde_json::from_value(config).unwrap();
+    let refused = config.check("config.json").is_err();
+    assert!(refused || crate::transformer::WanTransformer::from_weights(&empty.scope(""), config, Dtype::F32).is_err());
+    let config = serde_json::json!({
+        "_class_name": "AutoencoderKLWan", "base_dim": a, "z_dim": b % 20, "dim_mult": [c, d, e], "num_res_blocks": f,
+        "temperal_downsample": [true, false], "latents_mean": vec![0.5; b % 20], "latents_std": vec![1.5; b % 20],
+    });
+    let config: crate::vae::VaeConfig = serde_json::from_value(config).unwrap();
+    let refused = config.check("config.json").is_err();
+    assert!(refused || crate::vae::WanVae::from_weights(&empty.scope(""), config, Dtype::F32).is_err());
+}
+
 proptest! {
+    #[test]
+    fn hostile_configs_never_panic(sizes in proptest::collection::vec(prop_oneof![0usize..20, any::<usize>()], 6)) {
+        load_networks(&sizes);
+    }
+
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         exercise(bytes);
