@@ -168,6 +168,6 @@ mod tests {
     #[test]
     fn frames_smaller_than_the_window_are_one_window() {
         let a = frame(4, 2, |x, _, _| x as u8 * 10);
-        assert!((compare(&[a.clone()], &[a]).unwrap().ssim - 1.0).abs() < 1e-4);
+        assert!((compare(std::slice::from_ref(&a), std::slice::from_ref(&a)).unwrap().ssim - 1.0).abs() < 1e-4);
     }
 }

@@ -6,7 +6,7 @@
 use crate::error::{ModelError, Result};
 use crate::weights::Scope;
 use kernels::{
-    Activation, Dtype, PackedConv2d, PackedConvTranspose2d, Padding, Tensor, add, backward_warp, blend_mask,
+    Activation, Dtype, PackedConv2d, PackedConvTranspose2d, Padding, Tensor, backward_warp, blend_mask,
     concat_channels, conv_transpose2d, conv2d, linear_combination, pixel_shuffle2x, resize_bilinear, slice_channels,
 };
 use serde::Deserialize;
@@ -50,8 +50,8 @@ impl IfNetConfig {
                 "widths must be even and between 2 and 4096, head between 1 and 4096",
             ));
         }
-        if self.scales.iter().any(|s| ![1, 2, 4, 8, 16].contains(s)) {
-            return Err(ModelError::config(file, "scales must be among 1, 2, 4, 8 and 16"));
+        if self.scales.iter().rev().enumerate().any(|(i, &scale)| scale > 16 || scale != 1 << i) {
+            return Err(ModelError::config(file, "scales must halve from block to block, from at most 16 down to 1"));
         }
         Ok(())
     }
@@ -61,12 +61,21 @@ impl IfNetConfig {
 #[derive(Debug, Clone)]
 pub(super) struct Prepared {
     image: Tensor,
-    features: Tensor,
+    /// The picture and its features: [h, w, 7].
+    seen: Tensor,
 }
 
 pub(super) struct IfNet {
     head: Head,
     blocks: Vec<(usize, Block)>,
+}
+
+/// What the blocks so far have found.
+struct State {
+    /// From the frame at t to the first picture and to the last: each [h, w, 2] in pixels, x then y.
+    flows: [Tensor; 2],
+    /// The blend mask before its sigmoid and the carried channels, [h/scale, w/scale, 9] of the last block's scale.
+    carried: Tensor,
 }
 
 impl IfNet {
@@ -83,79 +92,38 @@ impl IfNet {
 
     /// Computes the features of a picture.
     pub(super) fn prepare(&self, image: Tensor) -> Result<Prepared> {
-        Ok(Prepared { features: self.head.forward(&image)?, image })
+        Ok(Prepared { seen: concat_channels(&[&image, &self.head.forward(&image)?])?, image })
     }
 
-    /// The frame at `t` in 0..=1, not clamped. `trace` sees each block's flow [h, w, 4] (to the first picture, then to
-    /// the last; x then y, in pixels) and mask [h, w, 1] before its sigmoid.
+    /// The frame at `t` in 0..=1, not clamped. `trace` sees each block's flows and its mask [h/scale, w/scale, 1].
     pub(super) fn forward(
         &self,
         first: &Prepared,
         last: &Prepared,
         t: f32,
-        mut trace: impl FnMut(&Tensor, &Tensor),
+        mut trace: impl FnMut(&[Tensor; 2], &Tensor),
     ) -> Result<Tensor> {
         let mut state: Option<State> = None;
         for (scale, block) in &self.blocks {
-            let next = match state {
-                None => State::of(block.forward(&self.see(first, last, t, *scale)?, *scale)?)?,
-                Some(state) => {
-                    let seen = self.see_warped(first, last, t, &state, *scale)?;
-                    let change = State::of(block.forward(&seen, *scale)?)?;
-                    State { flow: add(&state.flow, &change.flow)?, ..change }
-                }
-            };
-            trace(&next.flow, &next.mask);
+            let next = block.refine(first, last, t, *scale, state)?;
+            trace(&next.flows, &slice_channels(&next.carried, 0, 1)?);
             state = Some(next);
         }
-        let State { flow, mask, .. } = state.ok_or_else(|| ModelError::Input("an IFNet without blocks".to_owned()))?;
-        let (a, b) = (warp(&first.image, &flow, 0)?, warp(&last.image, &flow, 2)?);
-        Ok(blend_mask(&a, &b, &mask)?)
-    }
-
-    fn see(&self, first: &Prepared, last: &Prepared, t: f32, scale: usize) -> Result<Tensor> {
-        let joined = concat_channels(&[&first.image, &last.image, &first.features, &last.features])?;
-        let seen = shrink(&joined, scale)?;
-        Ok(concat_channels(&[&seen, &plane(&seen, t)?])?)
-    }
-
-    fn see_warped(&self, first: &Prepared, last: &Prepared, t: f32, state: &State, scale: usize) -> Result<Tensor> {
-        let pictures = concat_channels(&[&warp(&first.image, &state.flow, 0)?, &warp(&last.image, &state.flow, 2)?])?;
-        let features =
-            concat_channels(&[&warp(&first.features, &state.flow, 0)?, &warp(&last.features, &state.flow, 2)?])?;
-        let seen = shrink(&concat_channels(&[&pictures, &features])?, scale)?;
-        let rest = shrink(&concat_channels(&[&state.mask, &state.carried])?, scale)?;
-        // The flow is told in pixels of the block's own resolution.
-        let flow = linear_combination(&[(1.0 / scale as f32, &shrink(&state.flow, scale)?)])?;
-        Ok(concat_channels(&[&seen, &plane(&seen, t)?, &rest, &flow])?)
+        let State { flows, carried } = state.ok_or_else(|| ModelError::Input("an IFNet without blocks".to_owned()))?;
+        let (a, b) = (backward_warp(&first.image, &flows[0])?, backward_warp(&last.image, &flows[1])?);
+        Ok(blend_mask(&a, &b, &slice_channels(&carried, 0, 1)?)?)
     }
 }
 
-/// What one block leaves for the next, all at full resolution in f32.
-struct State {
-    flow: Tensor,
-    mask: Tensor,
-    carried: Tensor,
-}
-
-impl State {
-    fn of(out: Tensor) -> Result<Self> {
-        Ok(Self {
-            flow: slice_channels(&out, 0, FLOW)?,
-            mask: slice_channels(&out, FLOW, 1)?,
-            carried: slice_channels(&out, FLOW + 1, CARRIED)?,
-        })
-    }
-}
-
-/// Samples by channels `at` and `at + 1` of `flow`.
-fn warp(image: &Tensor, flow: &Tensor, at: usize) -> Result<Tensor> {
-    Ok(backward_warp(image, &slice_channels(flow, at, 2)?)?)
-}
-
-fn shrink(x: &Tensor, scale: usize) -> Result<Tensor> {
+/// x at 1/scale of its size.
+fn reduce(x: &Tensor, scale: usize) -> Result<Tensor> {
     let (h, w) = sides(x);
     if scale == 1 { Ok(x.clone()) } else { Ok(resize_bilinear(x, h / scale, w / scale)?) }
+}
+
+fn enlarge(x: &Tensor, factor: usize) -> Result<Tensor> {
+    let (h, w) = sides(x);
+    if factor == 1 { Ok(x.clone()) } else { Ok(resize_bilinear(x, h * factor, w * factor)?) }
 }
 
 /// A channel that is `t` everywhere, as large as `like`.
@@ -212,7 +180,7 @@ impl Block {
         Ok(Self {
             dtype,
             down: [
-                conv(&scope.at("conv0.0.0"), inputs, width / 2, 2, None, dtype)?,
+                first_conv(&scope.at("conv0.0.0"), inputs, width / 2, dtype)?,
                 conv(&scope.at("conv0.1.0"), width / 2, width, 2, None, dtype)?,
             ],
             residuals: (0..RESIDUALS).map(residual).collect::<Result<_>>()?,
@@ -220,24 +188,56 @@ impl Block {
         })
     }
 
-    /// The change of flow, the mask and the carried channels [h, w, 13] at full resolution, in f32.
-    fn forward(&self, seen: &Tensor, scale: usize) -> Result<Tensor> {
-        let mut x = seen.to_dtype(self.dtype);
+    /// Looks at both pictures along the flows so far and refines them.
+    ///
+    /// RIFE brings every block's mask and carried channels to full size and back down for the next block. Each scale is
+    /// half of the one before, where that is the same as doubling them.
+    fn refine(&self, first: &Prepared, last: &Prepared, t: f32, scale: usize, state: Option<State>) -> Result<State> {
+        let Some(State { flows, carried }) = state else {
+            let (a, b) = (reduce(&first.seen, scale)?, reduce(&last.seen, scale)?);
+            let out = self.forward(&concat_channels(&[&a, &b, &plane(&a, t)?])?)?;
+            let flow = |at| -> Result<Tensor> {
+                Ok(linear_combination(&[(scale as f32, &enlarge(&slice_channels(&out, at, 2)?, scale)?)])?)
+            };
+            return Ok(State { flows: [flow(0)?, flow(2)?], carried: slice_channels(&out, FLOW, 1 + CARRIED)? });
+        };
+        let near = |picture: &Prepared, flow| reduce(&backward_warp(&picture.seen, flow)?, scale);
+        let (a, b) = (near(first, &flows[0])?, near(last, &flows[1])?);
+        // The flow is told in pixels of the block's own resolution.
+        let told = |flow| -> Result<Tensor> { Ok(linear_combination(&[(1.0 / scale as f32, &reduce(flow, scale)?)])?) };
+        let input = [&a, &b, &plane(&a, t)?, &enlarge(&carried, 2)?, &told(&flows[0])?, &told(&flows[1])?];
+        let out = self.forward(&concat_channels(&input)?)?;
+        let moved = |flow, at| -> Result<Tensor> {
+            let change = enlarge(&slice_channels(&out, at, 2)?, scale)?;
+            Ok(linear_combination(&[(1.0, flow), (scale as f32, &change)])?)
+        };
+        let flows = [moved(&flows[0], 0)?, moved(&flows[1], 2)?];
+        Ok(State { flows, carried: slice_channels(&out, FLOW, 1 + CARRIED)? })
+    }
+
+    /// The network itself, [h, w, inputs] → [h, w, 13] in f32: change of flow (4), mask (1), carried (8).
+    fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let mut x = input.to_dtype(self.dtype);
         for conv in &self.down {
             x = conv2d(&x, conv, LEAKY, None)?;
         }
         for conv in &self.residuals {
             x = conv2d(&x, conv, LEAKY, Some(&x))?;
         }
-        let out = pixel_shuffle2x(&conv_transpose2d(&x, &self.up, Activation::None)?)?.to_dtype(Dtype::F32);
-        if scale == 1 {
-            return Ok(out);
-        }
-        let (h, w) = sides(&out);
-        let out = resize_bilinear(&out, h * scale, w * scale)?;
-        let flow = linear_combination(&[(scale as f32, &slice_channels(&out, 0, FLOW)?)])?;
-        Ok(concat_channels(&[&flow, &slice_channels(&out, FLOW, 1 + CARRIED)?])?)
+        Ok(pixel_shuffle2x(&conv_transpose2d(&x, &self.up, Activation::None)?)?.to_dtype(Dtype::F32))
     }
+}
+
+/// A block's first convolution, its inputs in our order: RIFE's is both pictures and then both feature maps, ours is each
+/// picture with its own features, so that one warp moves them together.
+fn first_conv(scope: &Scope<'_>, inputs: usize, outputs: usize, dtype: Dtype) -> Result<PackedConv2d> {
+    let pictures = (0..3).chain(6..6 + FEATURES).chain(3..6).chain(6 + FEATURES..6 + 2 * FEATURES);
+    let order: Vec<usize> = pictures.chain(6 + 2 * FEATURES..inputs).collect();
+    let weight = scope.tensor("weight", &[outputs, inputs, 3, 3], Dtype::F32)?.to_vec_f32();
+    let taps = |o: usize, input: usize| weight[(o * inputs + input) * 9..][..9].iter().copied();
+    let reordered = (0..outputs).flat_map(|o| order.iter().flat_map(move |&input| taps(o, input))).collect();
+    let weight = Tensor::from_vec(reordered, &[outputs, inputs, 3, 3])?;
+    Ok(PackedConv2d::new(&weight, Some(&scope.vector("bias", outputs)?), 2, Padding::all(1), dtype)?)
 }
 
 /// A 3×3 convolution; `beta` (one value per output, RIFE's learned residual strength) is folded into it.

@@ -99,8 +99,10 @@ fn every_block_agrees_with_the_oracle() {
     let network = golden.network(Dtype::F32);
     let prepare = |name: &str| network.prepare(padded(&golden.frame(name)).unwrap()).unwrap();
     let mut block = 0;
-    let trace = |flow: &Tensor, mask: &Tensor| {
-        for (name, got) in [("flow", flow), ("mask", mask)] {
+    let trace = |flows: &[Tensor; 2], mask: &Tensor| {
+        let flow = kernels::concat_channels(&[&flows[0], &flows[1]]).unwrap();
+        let mask = kernels::resize_bilinear(mask, flow.shape()[0], flow.shape()[1]).unwrap();
+        for (name, got) in [("flow", &flow), ("mask", &mask)] {
             let error = relative_rmse(&sampled(got), &golden.floats(&format!("block.{block}.{name}")));
             assert!(error < 1e-3, "{name} after block {block}: relative RMSE {error}");
         }
