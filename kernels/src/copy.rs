@@ -20,7 +20,7 @@ pub(crate) fn join_rows<T: Copy + Send + Sync + Default>(rows: usize, parts: &[P
     let per_piece = parallel::rows_per_piece(row);
     parallel::for_each_piece(&mut out, per_piece * row, rows * row, |piece, out| {
         let mut at = 0;
-        for part in parts {
+        for part in parts.iter().filter(|part| part.count > 0) {
             let rows = out.len() / row;
             let from = &part.values[piece * per_piece * part.width..][..rows * part.width];
             copy_columns(from, part.width, part.start, out, row, at, part.count);

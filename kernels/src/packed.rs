@@ -6,6 +6,7 @@
 
 use half::bf16;
 
+use crate::parallel;
 use crate::tensor::Dtype;
 
 /// Columns of a full panel.
@@ -33,17 +34,22 @@ pub(crate) struct PackedMatrix {
 
 impl PackedMatrix {
     /// Packs the matrix whose element at row `i`, column `j` is `at(i, j)`.
-    pub(crate) fn pack(k: usize, n: usize, dtype: Dtype, at: impl Fn(usize, usize) -> f32) -> Self {
+    pub(crate) fn pack(k: usize, n: usize, dtype: Dtype, at: impl Fn(usize, usize) -> f32 + Sync + Send) -> Self {
         let mut packed = Self::zeros(k, n, dtype);
-        for j in 0..n {
-            for i in 0..k {
-                let (line, lane) = packed.word_at(i, j);
-                packed.lines[line].0[lane] |= match dtype {
-                    Dtype::F32 => at(i, j).to_bits(),
-                    Dtype::Bf16 => u32::from(bf16::from_f32(at(i, j)).to_bits()) << (16 * (i % 2)),
-                };
+        let used = packed.steps * n.div_ceil(LINE);
+        parallel::for_each_piece(&mut packed.lines[..used], PANEL / LINE * packed.steps, k * n, |panel, lines| {
+            let lines_per_step = panel_width(n, panel) / LINE;
+            for column in 0..PANEL.min(n - panel * PANEL) {
+                let (line, lane, j) = (column / LINE, column % LINE, panel * PANEL + column);
+                for i in 0..k {
+                    let (step, bits) = match dtype {
+                        Dtype::F32 => (i, at(i, j).to_bits()),
+                        Dtype::Bf16 => (i / 2, u32::from(bf16::from_f32(at(i, j)).to_bits()) << (16 * (i % 2))),
+                    };
+                    lines[step * lines_per_step + line].0[lane] |= bits;
+                }
             }
-        }
+        });
         packed
     }
 

@@ -254,3 +254,56 @@ fn attention_over_several_blocks_of_keys_agrees() {
         }
     }
 }
+
+/// Threads divide the work but not the sums: a video does not depend on the machine's core count.
+#[test]
+fn results_are_the_same_bits_on_one_thread_and_on_three() {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let weight = PackedLinear::new(&noise(1, &[200, 300], Dtype::F32), None, dtype).unwrap();
+        let conv = noise(2, &[40, 24, 3, 3], Dtype::F32);
+        let conv = PackedConv2d::new(&conv, None, 1, Padding::all(1), dtype).unwrap();
+        let (x, q) = (noise(3, &[150, 300], dtype), noise(4, &[300, 120], dtype));
+        let picture = noise(5, &[50, 90, 24], dtype);
+        let run = || -> Result<Vec<Tensor>> {
+            Ok(vec![
+                kernels::linear(&x, &weight, Activation::Gelu, dtype)?,
+                kernels::attention(&q, &q, &q, 3, 0.3, None, None)?,
+                kernels::conv2d(&picture, &conv, Activation::Silu, None)?,
+                kernels::layer_norm(&x, None, None, 1e-6, dtype)?,
+            ])
+        };
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(run).unwrap().iter().map(Tensor::to_vec_f32).collect::<Vec<_>>()
+        };
+        assert_eq!(on(1), on(3), "{dtype:?}");
+    }
+}
+
+#[test]
+fn empty_tensors_give_empty_results_or_errors_but_no_panic() {
+    let weight = PackedLinear::new(&noise(1, &[8, 4], Dtype::F32), None, Dtype::Bf16).unwrap();
+    let conv = PackedConv2d::new(&noise(2, &[2, 3, 3, 3], Dtype::F32), None, 1, Padding::all(1), Dtype::Bf16).unwrap();
+    for level in simd::available() {
+        simd::force(level, || {
+            let empty = |shape: &[usize]| Tensor::zeros(shape, Dtype::F32).unwrap();
+            assert_eq!(
+                kernels::linear(&empty(&[0, 4]), &weight, Activation::None, Dtype::F32).unwrap().shape(),
+                [0, 8]
+            );
+            assert!(kernels::layer_norm(&empty(&[0, 4]), None, None, 1e-6, Dtype::Bf16).unwrap().is_empty());
+            assert!(kernels::layer_norm(&empty(&[4, 0]), None, None, 1e-6, Dtype::Bf16).is_err());
+            assert!(kernels::attention(&empty(&[0, 4]), &empty(&[2, 4]), &empty(&[2, 4]), 2, 1.0, None, None).is_err());
+            assert!(kernels::attention(&empty(&[2, 4]), &empty(&[0, 4]), &empty(&[0, 4]), 2, 1.0, None, None).is_err());
+            assert!(kernels::conv2d(&empty(&[0, 5, 3]), &conv, Activation::None, None).is_err());
+            assert!(kernels::backward_warp(&empty(&[0, 5, 3]), &empty(&[0, 5, 2])).is_err());
+            assert!(kernels::upsample_nearest2x(&empty(&[2, 2, 0])).is_err());
+            assert_eq!(kernels::concat_channels(&[&empty(&[2, 0]), &empty(&[2, 3])]).unwrap().shape(), [2, 3]);
+            assert!(kernels::slice_channels(&empty(&[2, 3]), 3, 0).unwrap().is_empty());
+            assert!(kernels::channels_last(&empty(&[3, 0, 2])).unwrap().is_empty());
+            assert!(kernels::activate(&empty(&[0]), Activation::Silu).is_empty());
+            assert!(kernels::embedding(&empty(&[2, 3]), &[]).unwrap().is_empty());
+        })
+        .unwrap();
+    }
+}

@@ -59,7 +59,7 @@ impl ConvKernel {
         stride: usize,
         padding: Padding,
         dtype: Dtype,
-        at: impl Fn(usize, usize, [usize; 3]) -> f32,
+        at: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync + Send,
     ) -> Self {
         let cin_padded = match dtype {
             Dtype::F32 => cin,
