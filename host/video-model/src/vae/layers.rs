@@ -3,8 +3,8 @@
 use crate::error::Result;
 use crate::weights::Scope;
 use kernels::{
-    Activation, CausalConv3d, Dtype, PackedConv2d, PackedLinear, Padding, Tensor, attention, causal_conv3d,
-    channel_norm_silu, conv2d, linear, slice_channels, upsample_nearest2x,
+    Activation, CausalConv3d, Dtype, PackedConv2d, PackedConvTranspose2d, PackedLinear, Padding, Tensor, attention,
+    causal_conv3d, channel_norm_silu, conv_transpose2d, conv2d, linear, slice_channels,
 };
 use std::collections::HashMap;
 
@@ -224,9 +224,9 @@ impl MidBlock {
     }
 }
 
-/// Doubles the picture's sides, and the frame rate when `time` is there; channels go down to `cout`.
+/// Doubles the picture's sides, and the frame rate when `time` is there; halves the channels.
 pub(super) struct Upsample {
-    conv: PackedConv2d,
+    conv: PackedConvTranspose2d,
     time: Option<CausalConv>,
     channels: usize,
 }
@@ -241,7 +241,9 @@ impl Upsample {
     ) -> Result<Self> {
         let time = temporal
             .then(|| CausalConv::load_temporal(&scope.at("time_conv"), [channels, 2 * channels], 1, dtype, ids));
-        let conv = load_conv2d(&scope.at("resample.1"), [channels, channels / 2], 1, Padding::all(1), dtype)?;
+        let (conv, cout) = (scope.at("resample.1"), channels / 2);
+        let weight = merge_with_repetition(&conv.tensor("weight", &[cout, channels, 3, 3], Dtype::F32)?)?;
+        let conv = PackedConvTranspose2d::new(&weight, Some(&conv.vector("bias", cout)?), dtype)?;
         Ok(Self { conv, time: time.transpose()?, channels })
     }
 
@@ -250,8 +252,18 @@ impl Upsample {
             Some(time) if history.past_first_chunk => Some(self.double_rate(&time.forward(x, None, history)?)?),
             _ => None,
         };
-        let larger = upsample_nearest2x(doubled.as_ref().unwrap_or(x))?;
-        Ok(conv2d(&larger, &self.conv, Activation::None, None)?)
+        let x = doubled.as_ref().unwrap_or(x);
+        let enlarge = |frame: Tensor| -> Result<Tensor> {
+            let picture = frame.reshape(&frame.shape()[1..])?;
+            let larger = conv_transpose2d(&picture, &self.conv, Activation::None)?;
+            let &[h, w, c] = larger.shape() else { return Ok(larger) };
+            Ok(larger.reshape(&[1, h, w, c])?)
+        };
+        if x.shape()[0] == 1 {
+            return enlarge(x.clone());
+        }
+        let frames = (0..x.shape()[0]).map(|i| enlarge(x.slice_outer(i..i + 1)?)).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::concat_outer(&frames.iter().collect::<Vec<_>>())?)
     }
 
     /// [f, h, w, 2c] → [2f, h, w, c]: the halves of the channels are successive frames.
@@ -261,6 +273,30 @@ impl Upsample {
         let frames = frames.collect::<kernels::Result<Vec<_>>>()?;
         Ok(Tensor::concat_outer(&frames.iter().collect::<Vec<_>>())?)
     }
+}
+
+/// A 3×3 kernel [cout, cin, 3, 3] on a picture whose pixels were each repeated 2×2, as the transposed convolution
+/// [cin, cout, 4, 4] on the picture itself: 2.25 times fewer operations, and the large picture is never made.
+///
+/// Output row 2y reads rows 2y−1, 2y, 2y+1 of the repeated picture, which are rows y−1, y, y; output row 2y+1 reads
+/// y, y, y+1. The taps that meet on one row are added.
+fn merge_with_repetition(kernel: &Tensor) -> Result<Tensor> {
+    const MEETING: [std::ops::RangeInclusive<usize>; 4] = [2..=2, 1..=2, 0..=1, 0..=0];
+    let &[cout, cin, 3, 3] = kernel.shape() else { return Ok(kernel.clone()) };
+    let taps = kernel.to_vec_f32();
+    let mut merged = Vec::with_capacity(cin * cout * 16);
+    for c in 0..cin {
+        for o in 0..cout {
+            let plane = &taps[(o * cin + c) * 9..][..9];
+            for rows in MEETING {
+                let sum = |columns: std::ops::RangeInclusive<usize>| -> f32 {
+                    rows.clone().flat_map(|y| columns.clone().map(move |x| plane[3 * y + x])).sum()
+                };
+                merged.extend(MEETING.map(sum));
+            }
+        }
+    }
+    Ok(Tensor::from_vec(merged, &[cin, cout, 4, 4])?)
 }
 
 /// Halves the picture's sides, and the frame rate when `time` is there.
@@ -280,7 +316,9 @@ impl Downsample {
         let time = temporal.then(|| CausalConv::load_temporal(&scope.at("time_conv"), [channels; 2], 2, dtype, ids));
         // Zeros to the right and below only.
         let padding = Padding { right: 1, bottom: 1, ..Padding::default() };
-        let conv = load_conv2d(&scope.at("resample.1"), [channels; 2], 2, padding, dtype)?;
+        let conv = scope.at("resample.1");
+        let weight = conv.tensor("weight", &[channels, channels, 3, 3], dtype)?;
+        let conv = PackedConv2d::new(&weight, Some(&conv.vector("bias", channels)?), 2, padding, dtype)?;
         Ok(Self { conv, time: time.transpose()? })
     }
 
@@ -295,15 +333,4 @@ impl Downsample {
         history.remember(time.id, &x, 1)?;
         Ok(merged.unwrap_or(x))
     }
-}
-
-fn load_conv2d(
-    scope: &Scope<'_>,
-    [cin, cout]: [usize; 2],
-    stride: usize,
-    padding: Padding,
-    dtype: Dtype,
-) -> Result<PackedConv2d> {
-    let weight = scope.tensor("weight", &[cout, cin, 3, 3], dtype)?;
-    Ok(PackedConv2d::new(&weight, Some(&scope.vector("bias", cout)?), stride, padding, dtype)?)
 }
