@@ -9,6 +9,8 @@ use wasmtime::{Config, Engine, PoolingAllocationConfig};
 const MEMORIES_PER_CALL: u32 = 2;
 /// Core instances and tables of one component: interpreters that link their libraries as modules need the most.
 const INSTANCES_PER_CALL: u32 = 32;
+/// Tables of one module: compilers make one, linkers of several languages a few.
+const TABLES_PER_MODULE: u32 = 4;
 /// What stays committed of a returned memory, zeroed by hand: cheaper than new pages for a small component.
 const KEEP_RESIDENT_BYTES: usize = 1 << 20;
 
@@ -49,12 +51,14 @@ fn pool(limits: &Limits) -> PoolingAllocationConfig {
     pool.total_component_instances(calls)
         .total_stacks(calls)
         .max_memories_per_component(MEMORIES_PER_CALL)
+        .max_memories_per_module(MEMORIES_PER_CALL)
         .total_memories(calls * MEMORIES_PER_CALL)
         .max_memory_size(limits.memory_bytes_max)
         .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
         .max_core_instances_per_component(INSTANCES_PER_CALL)
         .total_core_instances(calls * INSTANCES_PER_CALL)
         .max_tables_per_component(INSTANCES_PER_CALL)
+        .max_tables_per_module(TABLES_PER_MODULE)
         .total_tables(calls * INSTANCES_PER_CALL)
         .table_elements(limits.table_elements_max)
         .max_unused_warm_slots(calls);

@@ -136,7 +136,11 @@ fn kind_of_export(name: &str, item: &ComponentItem) -> Option<FunctionKind> {
 
 fn check_imports(component: &Component, kind: FunctionKind) -> Result<(), ValidationError> {
     let ty = component.component_type();
-    for (import, _) in ty.imports(component.engine()) {
+    for (import, item) in ty.imports(component.engine()) {
+        // Types alone give nothing, and a resource that no granted interface defines does not link.
+        if matches!(item.ty, ComponentItem::Type(_) | ComponentItem::Resource(_)) {
+            continue;
+        }
         let interface = import.split('@').next().unwrap_or(import);
         if !kind.grants(interface) {
             let hint = if FunctionKind::Director.grants(interface) { "; directors have it" } else { "" };

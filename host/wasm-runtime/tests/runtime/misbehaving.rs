@@ -27,7 +27,7 @@ async fn each_bad_hook_is_stopped_with_the_reason_and_the_runtime_serves_on() {
         ("eat-memory", "asked for more than 256 MiB of memory"),
         ("recurse", "used more than 512 KiB of stack; look for recursion without an end"),
         ("trap", "a deliberate panic"),
-        ("exit", "called exit(3) instead of returning"),
+        ("exit", "called exit instead of returning"),
         ("huge-log", "handed over more than 1 MiB in one call"),
         ("endless-prompt", "handed over more than 1 MiB in one call"),
         ("huge-prompt", "returned an impossible request: prompt: 100000 bytes long; at most 8192 are taken"),

@@ -169,7 +169,7 @@ async fn a_director_starts_from_the_pictures_that_came_with_the_request() {
 async fn bad_director_input_is_answered_with_an_example() {
     let host = Host::new();
     let director = host.function("story", STORYBOARD, &[]);
-    for input in ["[]", "{", r#"{"shots": [{"text": "a star"}]}"#, r#"{"shots": [{"prompt": 3}]}"#] {
+    for input in ["{", r#"{"shots": [{"text": "a star"}]}"#, r#"{"shots": [{"prompt": 3}]}"#] {
         let message = blamed(host.runtime.direct(&context(), &director, story("a star", input)).await);
         assert!(message.contains(r#"write {"shots": [{"prompt":"#), "{message}");
     }
