@@ -7,9 +7,8 @@ use std::process::{Command, exit};
 const TARGET: &str = "wasm32-wasip2";
 
 /// Sources that the components are made of, relative to the guest workspace.
-const SOURCES: [&str; 8] = [
-    "Cargo.toml", "Cargo.lock", "prompt-style", "film-grain", "letterbox", "storyboard", "misbehaving", "../wit",
-];
+const SOURCES: [&str; 8] =
+    ["Cargo.toml", "Cargo.lock", "prompt-style", "film-grain", "letterbox", "storyboard", "misbehaving", "../wit"];
 
 fn main() {
     let bundle = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
