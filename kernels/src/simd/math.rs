@@ -1,25 +1,11 @@
-//! Vectorised functions: exponential, logistic, activations. Relative errors are below 3e-7 where not stated.
+//! Vectorised functions: powers of two, logistic, activations.
+
+use std::f32::consts::{LN_2, LOG2_E};
 
 use super::Simd;
 use crate::activation::Activation;
 
-/// eˣ, with x clamped to ±87 so that neither the result nor its reciprocal is subnormal: those cost a microcode assist each.
-/// Cody–Waite reduction and Cephes' polynomial.
-#[inline(always)]
-pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    let x = s.max(s.min(x, s.splat(87.0)), s.splat(-87.0));
-    let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
-    let r = s.fma(n, s.splat(-0.693_359_4), x);
-    let r = s.fma(n, s.splat(2.121_944_4e-4), r);
-    let mut p = s.splat(1.987_569_2e-4);
-    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = s.fma(p, r, s.splat(c));
-    }
-    let y = s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0));
-    s.scale_by_power(y, n)
-}
-
-/// 2ˣ for x ≤ 127, and 2⁻¹²⁶ (as good as 0 in a softmax) below −126.
+/// 2ˣ for x ≤ 127 to a relative error of 3e-7, and 2⁻¹²⁶ (as good as 0 in a softmax) below −126.
 #[inline(always)]
 pub(crate) fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
     let x = s.max(x, s.splat(-126.0));
@@ -27,7 +13,7 @@ pub(crate) fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
     let f = s.sub(x, n);
     // ln(2)ⁱ / i!, from i = 6 down: the next term is below 2⁻²³ for |f| ≤ ½.
     let mut p = s.splat(1.540_353e-4);
-    for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0] {
+    for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, LN_2, 1.0] {
         p = s.fma(p, f, s.splat(c));
     }
     s.scale_by_power(p, n)
@@ -51,8 +37,13 @@ pub(crate) fn keep_first<S: Simd>(s: S, value: S::F, n: usize, other: f32) -> S:
 /// 1 / (1 + e⁻ˣ)
 #[inline(always)]
 pub(crate) fn logistic<S: Simd>(s: S, x: S::F) -> S::F {
-    let e = exp(s, s.sub(s.splat(0.0), x));
-    s.reciprocal(s.add(s.splat(1.0), e))
+    logistic_of_power(s, s.mul(x, s.splat(-LOG2_E)))
+}
+
+/// 1 / (1 + 2ᵗ). t is held below 125: the reciprocal of a larger power is subnormal, which costs a microcode assist.
+#[inline(always)]
+fn logistic_of_power<S: Simd>(s: S, t: S::F) -> S::F {
+    s.reciprocal(s.add(s.splat(1.0), exp2(s, s.min(t, s.splat(125.0)))))
 }
 
 /// The activation of every lane.
@@ -63,8 +54,9 @@ pub(crate) fn activate<S: Simd>(s: S, x: S::F, activation: Activation) -> S::F {
         Activation::Silu => s.mul(x, logistic(s, x)),
         Activation::GeluTanh => {
             // x/2·(1 + tanh u) = x·σ(2u), u = √(2/π)·(x + 0.044715·x³).
-            let twice = s.fma(s.mul(x, x), s.splat(2.0 * 0.797_884_6 * 0.044_715), s.splat(2.0 * 0.797_884_6));
-            s.mul(x, logistic(s, s.mul(x, twice)))
+            const FACTOR: f32 = -2.0 * 0.797_884_6 * LOG2_E;
+            let t = s.mul(x, s.fma(s.mul(x, x), s.splat(0.044_715 * FACTOR), s.splat(FACTOR)));
+            s.mul(x, logistic_of_power(s, t))
         }
         Activation::Gelu => gelu(s, x),
         Activation::LeakyRelu(slope) => {
@@ -85,6 +77,6 @@ fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
     for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
         p = s.fma(p, t, s.splat(c));
     }
-    let erfc = s.mul(s.mul(p, t), exp(s, s.sub(zero, s.mul(z, z))));
+    let erfc = s.mul(s.mul(p, t), exp2(s, s.mul(s.mul(z, z), s.splat(-LOG2_E))));
     s.sub(s.max(x, zero), s.mul(s.mul(magnitude, s.splat(0.5)), erfc))
 }
