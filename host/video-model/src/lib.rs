@@ -1,12 +1,12 @@
 //! Pixels from prompts: text encoders, transformers, VAEs, samplers, interpolation, and the queue that owns the device.
 
 mod config;
-mod error;
-mod files;
-mod model;
 pub mod device_queue;
 pub mod engine;
+mod error;
+mod files;
 pub mod interpolation;
+mod model;
 pub mod noise;
 pub mod picture;
 pub mod quality;
