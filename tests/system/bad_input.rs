@@ -55,12 +55,24 @@ fn a_huge_picture_is_refused_by_its_header() {
     let client = server.client();
     let start = std::time::Instant::now();
     let image = format!("data:image/png;base64,{}", base64_png_header(20_000, 20_000));
-    refused("a 20,000 x 20,000 PNG", &client.post("/v1/videos", &with("input_reference", json!({ "image_url": image }))), "pixels");
+    refused(
+        "a 20,000 x 20,000 PNG",
+        &client.post("/v1/videos", &with("input_reference", json!({ "image_url": image }))),
+        "pixels",
+    );
     assert!(start.elapsed().as_secs() < 10);
     let text = "data:image/png;base64,aGVsbG8=";
-    refused("text as a picture", &client.post("/v1/videos", &with("input_reference", json!({ "image_url": text }))), "PNG");
+    refused(
+        "text as a picture",
+        &client.post("/v1/videos", &with("input_reference", json!({ "image_url": text }))),
+        "PNG",
+    );
     let remote = json!({ "image_url": "http://127.0.0.1:1/a.png" });
-    refused("a picture behind a private address", &client.post("/v1/videos", &with("input_reference", remote)), "image_url");
+    refused(
+        "a picture behind a private address",
+        &client.post("/v1/videos", &with("input_reference", remote)),
+        "image_url",
+    );
     nothing_happened(&client);
 }
 
@@ -87,7 +99,11 @@ fn a_function_in_the_wrong_place_is_refused() {
     let client = server.client();
     client.put_component("grain", guest_bundle::FILM_GRAIN).expect(201);
     client.put_component("style", guest_bundle::PROMPT_STYLE).expect(201);
-    refused("an effect as a hook", &client.post("/v1/videos", &with("prompt_hook", json!("grain"))), "needs a prompt hook");
+    refused(
+        "an effect as a hook",
+        &client.post("/v1/videos", &with("prompt_hook", json!("grain"))),
+        "needs a prompt hook",
+    );
     refused("a hook as an effect", &client.post("/v1/videos", &with("effects", json!(["style"]))), "needs a");
     nothing_happened(&client);
 }

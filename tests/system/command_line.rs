@@ -50,7 +50,23 @@ fn generate_gives_the_same_bytes_for_a_seed_and_keeps_a_given_picture_in_mind() 
 fn interpolate_doubles_the_frames_and_quality_compares_them() {
     let dir = TempDir::new().unwrap();
     let (frames, doubled) = (file(&dir, "frames"), file(&dir, "doubled"));
-    run(&["generate", "--prompt", "a blue circle", "--steps", "1", "--frames", "2", "--seconds", "0.5", "--fps", "8", "--seed", "1", "--out", text(&frames)]);
+    run(&[
+        "generate",
+        "--prompt",
+        "a blue circle",
+        "--steps",
+        "1",
+        "--frames",
+        "2",
+        "--seconds",
+        "0.5",
+        "--fps",
+        "8",
+        "--seed",
+        "1",
+        "--out",
+        text(&frames),
+    ]);
     run(&["interpolate", text(&frames), "--factor", "2", "--out", text(&doubled)]);
     let (before, after) = (read_frames(&frames), read_frames(&doubled));
     assert_eq!(after.len(), before.len() * 2 - 1);
@@ -82,7 +98,22 @@ fn a_wrong_value_exits_with_3_and_says_what_would_be_right() {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands = ["demo", "serve", "generate", "interpolate", "quality", "models", "bench", "push", "invoke", "functions", "usage", "tenants", "keys", "completions"];
+    let commands = [
+        "demo",
+        "serve",
+        "generate",
+        "interpolate",
+        "quality",
+        "models",
+        "bench",
+        "push",
+        "invoke",
+        "functions",
+        "usage",
+        "tenants",
+        "keys",
+        "completions",
+    ];
     let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
     for command in commands {
         assert!(help.contains(&format!("  {command} ")), "{command} is listed");

@@ -44,7 +44,17 @@ pub fn ffprobe(file: &Path) -> Option<Value> {
         return None;
     }
     let mut probe = Command::new("ffprobe");
-    probe.args(["-v", "error", "-count_frames", "-select_streams", "v:0", "-show_streams", "-show_format", "-of", "json"]);
+    probe.args([
+        "-v",
+        "error",
+        "-count_frames",
+        "-select_streams",
+        "v:0",
+        "-show_streams",
+        "-show_format",
+        "-of",
+        "json",
+    ]);
     let output = probe.arg(file).output().expect("ffprobe runs");
     assert!(output.status.success(), "ffprobe: {}", String::from_utf8_lossy(&output.stderr));
     Some(serde_json::from_slice(&output.stdout).expect("ffprobe prints JSON"))
@@ -96,7 +106,11 @@ impl Server {
 
     /// A client with another key.
     pub fn client_with(&self, key: &str) -> Client {
-        Client { agent: Agent::config_builder().http_status_as_error(false).build().into(), url: self.url.clone(), key: key.to_owned() }
+        Client {
+            agent: Agent::config_builder().http_status_as_error(false).build().into(),
+            url: self.url.clone(),
+            key: key.to_owned(),
+        }
     }
 
     /// A new tenant and a client with its key.

@@ -19,19 +19,27 @@ fn with_hook(client: &Client, behaviour: &str) -> Value {
 fn each_misbehaving_component_fails_its_own_job_only() {
     let server = Server::start();
     let client = server.client();
-    client.put_component("bad-hook", guest_bundle::MISBEHAVING_HOOK).expect(201);
-    client.put_component("bad-effect", guest_bundle::MISBEHAVING_EFFECT).expect(201);
-    for behaviour in ["spin", "eat-memory", "trap", "recurse"] {
+    client.put_component("bad-hook", guest_bundle::misbehaving::HOOK).expect(201);
+    client.put_component("bad-effect", guest_bundle::misbehaving::SIMPLE_EFFECT).expect(201);
+    for behaviour in ["spin-forever", "eat-memory", "trap", "recurse", "no-steps-at-all"] {
         let before = client.gpu_ms();
         let video = with_hook(&client, behaviour);
-        assert_eq!((&video["status"], &video["error"]["code"]), (&json!("failed"), &json!("function_failed")), "{behaviour}");
+        assert_eq!(
+            (&video["status"], &video["error"]["code"]),
+            (&json!("failed"), &json!("function_failed")),
+            "{behaviour}"
+        );
         let message = video["error"]["message"].as_str().unwrap();
         assert!(message.contains("bad-hook"), "{behaviour}: {message}");
         assert_eq!(client.gpu_ms(), before, "{behaviour}: a hook that fails costs no device time");
     }
-    for behaviour in ["wrong-size", "trap"] {
+    for behaviour in ["too-few-bytes", "trap-on-second"] {
         let video = with_effect(&client, behaviour);
-        assert_eq!((&video["status"], &video["error"]["code"]), (&json!("failed"), &json!("function_failed")), "{behaviour}");
+        assert_eq!(
+            (&video["status"], &video["error"]["code"]),
+            (&json!("failed"), &json!("function_failed")),
+            "{behaviour}"
+        );
     }
     assert!(client.used("plan_cpu_ms") > 0, "the time that the hooks did use is billed");
     assert_eq!(client.make(&small("a red star"))["status"], "completed", "the server serves on");
@@ -41,7 +49,7 @@ fn each_misbehaving_component_fails_its_own_job_only() {
 fn a_hook_that_returns_an_endless_prompt_costs_no_device_time() {
     let server = Server::start();
     let client = server.client();
-    client.put_component("bad-hook", guest_bundle::MISBEHAVING_HOOK).expect(201);
+    client.put_component("bad-hook", guest_bundle::misbehaving::HOOK).expect(201);
     let video = with_hook(&client, "huge-prompt");
     assert_eq!(video["status"], "failed");
     assert_eq!(client.gpu_ms(), 0);

@@ -6,7 +6,10 @@ use std::process::Command;
 #[test]
 fn the_openai_python_client_creates_polls_retrieves_lists_downloads_and_deletes() {
     let python = std::env::var("ZOETROPE_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    if !is_installed("the openai package for Python", Command::new(&python).args(["-c", "import openai; openai.OpenAI.videos"])) {
+    if !is_installed(
+        "the openai package for Python",
+        Command::new(&python).args(["-c", "import openai; openai.OpenAI.videos"]),
+    ) {
         return;
     }
     let server = Server::start();
@@ -14,5 +17,10 @@ fn the_openai_python_client_creates_polls_retrieves_lists_downloads_and_deletes(
     let mut client = Command::new(&python);
     client.arg(script).env("OPENAI_BASE_URL", format!("{}/v1", server.url)).env("OPENAI_API_KEY", &server.key);
     let output = client.output().expect("python runs");
-    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -34,8 +34,14 @@ fn only_operators_manage_tenants_and_a_wrong_key_is_refused() {
 fn an_over_quota_request_gets_429_and_no_gpu_time() {
     let server = Server::start();
     let alice = server.tenant("alice");
-    let quotas = json!({ "gpu_ms_per_day": 1, "jobs_running_max": 1, "jobs_queued_max": 10, "stored_bytes_max": 1 << 30 });
-    let answer = server.client().send("PUT", "/v1/tenants/alice/quotas", &[("content-type", "application/json")], quotas.to_string().as_bytes());
+    let quotas =
+        json!({ "gpu_ms_per_day": 1, "jobs_running_max": 1, "jobs_queued_max": 10, "stored_bytes_max": 1 << 30 });
+    let answer = server.client().send(
+        "PUT",
+        "/v1/tenants/alice/quotas",
+        &[("content-type", "application/json")],
+        quotas.to_string().as_bytes(),
+    );
     assert_eq!(answer.status, 200);
     let refused = alice.post("/v1/videos", &small("a red star"));
     assert_eq!(refused.status, 429, "{}", refused.message());

@@ -81,7 +81,7 @@ Examples:
     /// Run a function on the server and fetch the video.
     #[command(after_help = "\
 Examples:
-  zoetrope invoke film-grain --prompt \"a red star grows\" --config strength=0.3 --out a.mp4
+  zoetrope invoke film-grain --prompt \"a red star grows\" --config strength=20 --out a.mp4
   zoetrope invoke storyboard --prompt \"two shots\" --input board.json --out a.mp4")]
     Invoke(Invoke),
 
@@ -102,7 +102,9 @@ Examples:
     Keys(Keys),
 
     /// Print a completion script for a shell.
-    #[command(after_help = "Example:\n  zoetrope completions bash > ~/.local/share/bash-completion/completions/zoetrope")]
+    #[command(
+        after_help = "Example:\n  zoetrope completions bash > ~/.local/share/bash-completion/completions/zoetrope"
+    )]
     Completions {
         /// Which shell.
         shell: clap_complete::Shell,

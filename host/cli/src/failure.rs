@@ -48,7 +48,9 @@ impl From<StageError> for Failure {
     fn from(error: StageError) -> Self {
         let code = match &error {
             StageError::InvalidArgument { .. } | StageError::Denied(_) => ExitCode::Refused,
-            StageError::Function { .. } | StageError::BudgetExhausted { .. } | StageError::Cancelled => ExitCode::JobFailed,
+            StageError::Function { .. } | StageError::BudgetExhausted { .. } | StageError::Cancelled => {
+                ExitCode::JobFailed
+            }
             StageError::Unavailable(_) | StageError::Internal(_) => ExitCode::Failed,
         };
         Self { code, message: error.to_string() }

@@ -22,7 +22,9 @@ impl Client {
     /// The client for what the user gave.
     pub fn new(remote: &Remote) -> Result<Self, Failure> {
         let Some(key) = remote.key.clone() else {
-            return Err(Failure::refused("no API key: set ZOETROPE_API_KEY, or pass --key; `zoetrope serve` prints one at its first start"));
+            return Err(Failure::refused(
+                "no API key: set ZOETROPE_API_KEY, or pass --key; `zoetrope serve` prints one at its first start",
+            ));
         };
         let config = Agent::config_builder().http_status_as_error(false).timeout_connect(Some(CONNECT_TIMEOUT));
         Ok(Self { agent: config.build().into(), url: remote.url.trim_end_matches('/').to_owned(), key })
@@ -44,7 +46,7 @@ impl Client {
         self.send("DELETE", path, None, ()).and_then(read_json)
     }
 
-    /// `POST path` with a JSON body.
+    /// `POST path` with a JSON body. Long work is not waited for: its progress is asked for afterwards.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         self.send("POST", path, Some("application/json"), body.to_string().as_bytes()).and_then(read_json)
     }
@@ -54,11 +56,18 @@ impl Client {
         self.send("PUT", path, Some(content_type), body).and_then(read_json)
     }
 
-    fn send(&self, method: &str, path: &str, content_type: Option<&str>, body: impl AsSendBody) -> Result<Response<Body>, Failure> {
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: Option<&str>,
+        body: impl AsSendBody,
+    ) -> Result<Response<Body>, Failure> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.url))
-            .header("authorization", format!("Bearer {}", self.key));
+            .header("authorization", format!("Bearer {}", self.key))
+            .header("prefer", "respond-async");
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);
         }
@@ -73,13 +82,17 @@ impl Client {
 }
 
 fn read_json(mut response: Response<Body>) -> Result<Value, Failure> {
-    response.body_mut().read_json().map_err(|error| Failure::failed(format!("the server's answer is not JSON: {error}")))
+    response
+        .body_mut()
+        .read_json()
+        .map_err(|error| Failure::failed(format!("the server's answer is not JSON: {error}")))
 }
 
 /// The server's own words, if it gave any.
 fn refusal(mut response: Response<Body>) -> Failure {
     let status = response.status();
     let body: Value = response.body_mut().read_json().unwrap_or_default();
-    let message = body["error"]["message"].as_str().map_or_else(|| format!("the server answered {status}"), str::to_owned);
+    let message =
+        body["error"]["message"].as_str().map_or_else(|| format!("the server answered {status}"), str::to_owned);
     if status.is_client_error() { Failure::refused(message) } else { Failure::failed(message) }
 }

@@ -16,19 +16,24 @@ pub struct FrameSize {
 }
 
 impl FrameSize {
-    /// A size within [`limits`]: each side even (4:2:0 video needs it) and between the smallest and largest allowed.
+    /// A size within [`limits`]: each side even (4:2:0 video needs it) and no larger than the encoder takes.
     pub fn checked(width: u32, height: u32) -> StageResult<Self> {
-        let range = limits::FRAME_SIDE_PX_MIN..=limits::FRAME_SIDE_PX_MAX;
-        let ok = |side| range.contains(&side) && side % 2 == 0;
-        if ok(width) && ok(height) {
+        let (short, long) = (width.min(height), width.max(height));
+        let is_even = width.is_multiple_of(2) && height.is_multiple_of(2);
+        let fits = short >= limits::FRAME_SIDE_PX_MIN
+            && short <= limits::FRAME_SHORT_SIDE_PX_MAX
+            && long <= limits::FRAME_SIDE_PX_MAX;
+        if is_even && fits {
             return Ok(Self { width, height });
         }
         Err(StageError::invalid(
             "size",
             format!(
-                "{width}x{height} is not possible: both sides must be even and between {} and {} pixels, like 512x512",
+                "{width}x{height} is not possible: both sides must be even, at least {} and at most {}x{} pixels (lying \
+                 or standing), like 512x512",
                 limits::FRAME_SIDE_PX_MIN,
-                limits::FRAME_SIDE_PX_MAX
+                limits::FRAME_SIDE_PX_MAX,
+                limits::FRAME_SHORT_SIDE_PX_MAX
             ),
         ))
     }
@@ -126,7 +131,19 @@ mod tests {
 
     #[test]
     fn sizes_that_no_encoder_takes_are_refused_with_a_hint() {
-        for bad in ["13x7", "0x0", "512", "512x", "x512", "-2x4", "513x512", "99999x2", "4294967296x2", "512x512x3"] {
+        for bad in [
+            "13x7",
+            "0x0",
+            "512",
+            "512x",
+            "x512",
+            "-2x4",
+            "513x512",
+            "99999x2",
+            "2880x2880",
+            "4294967296x2",
+            "512x512x3",
+        ] {
             let error = bad.parse::<FrameSize>().unwrap_err().to_string();
             assert!(error.contains("like 512x512"), "{bad}: {error}");
         }

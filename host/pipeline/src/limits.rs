@@ -4,8 +4,10 @@
 pub const PROMPT_BYTES_MAX: usize = 8 * 1024;
 /// Smallest side of a video.
 pub const FRAME_SIDE_PX_MIN: u32 = 16;
-/// Largest side of a video.
-pub const FRAME_SIDE_PX_MAX: u32 = 4096;
+/// Longer side of a video, at most: what H.264 level 5.2 encodes.
+pub const FRAME_SIDE_PX_MAX: u32 = 3840;
+/// Shorter side of a video, at most, likewise.
+pub const FRAME_SHORT_SIDE_PX_MAX: u32 = 2160;
 /// Largest side of an input picture, read from its header before anything is decoded.
 pub const IMAGE_SIDE_PX_MAX: u32 = 8192;
 /// Largest input picture in pixels, likewise.

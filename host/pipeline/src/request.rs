@@ -203,7 +203,7 @@ fn key_frame_size(size: FrameSize, defaults: &ModelDefaults) -> StageResult<Fram
         return Ok(defaults.native_size);
     }
     let multiple = defaults.size_multiple_px.max(1);
-    if size.width % multiple != 0 || size.height % multiple != 0 {
+    if !size.width.is_multiple_of(multiple) || !size.height.is_multiple_of(multiple) {
         let near = |side: u32| (side + multiple / 2) / multiple * multiple;
         let hint = FrameSize { width: near(size.width).max(multiple), height: near(size.height).max(multiple) };
         let message =

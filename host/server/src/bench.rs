@@ -44,13 +44,22 @@ pub async fn model(engine: &LocalEngine, runs: u32) -> StageResult<Vec<Measured>
     }
     Ok(vec![
         measured("condition: two prompts".to_owned(), condition),
-        measured(format!("diffuse: {} steps, {} key frames of {}", plan.steps, plan.key_frames, plan.key_frame_size), diffuse),
+        measured(
+            format!("diffuse: {} steps, {} key frames of {}", plan.steps, plan.key_frames, plan.key_frame_size),
+            diffuse,
+        ),
         measured(format!("interpolate: {} frames of {}", plan.frame_count, plan.size), interpolate),
     ])
 }
 
 /// Times calls into components: `hook`, `simple` (bytes) and `frame` (handles), over frames of `size`.
-pub async fn sandbox(hook: &[u8], simple: &[u8], frame: &[u8], size: FrameSize, runs: u32) -> Result<Vec<Measured>, OpenError> {
+pub async fn sandbox(
+    hook: &[u8],
+    simple: &[u8],
+    frame: &[u8],
+    size: FrameSize,
+    runs: u32,
+) -> Result<Vec<Measured>, OpenError> {
     let cache = tempfile::tempdir().map_err(|source| OpenError::DataDir { path: "temporary".to_owned(), source })?;
     let catalog = Arc::new(InMemory::default());
     let runtime = runtime(cache.path(), catalog.clone())?;

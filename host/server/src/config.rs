@@ -126,7 +126,10 @@ impl Config {
             return Err(invalid("roles", "name at least one of gateway, inference, encode".to_owned()));
         }
         if roles.contains(&Role::Inference) != roles.contains(&Role::Encode) {
-            return Err(invalid("roles", "`inference` and `encode` run in one process: name both or neither".to_owned()));
+            return Err(invalid(
+                "roles",
+                "`inference` and `encode` run in one process: name both or neither".to_owned(),
+            ));
         }
         let jobs_parallel_max = file.jobs_parallel_max.unwrap_or(2);
         if !(1..=JOBS_PARALLEL_MAX).contains(&jobs_parallel_max) {
@@ -134,7 +137,10 @@ impl Config {
         }
         let job_gpu_budget_ms = file.job_gpu_budget_ms.unwrap_or(10 * 60 * 1000);
         if job_gpu_budget_ms == 0 {
-            return Err(invalid("job_gpu_budget_ms", "a job without a budget can never run: set more than 0".to_owned()));
+            return Err(invalid(
+                "job_gpu_budget_ms",
+                "a job without a budget can never run: set more than 0".to_owned(),
+            ));
         }
         Ok(Self {
             listen: file.listen.unwrap_or(LISTEN_DEFAULT),

@@ -23,7 +23,12 @@ pub enum PublishError {
 
 impl Platform {
     /// Makes `component` the newest version of a function. Publishing the same bytes again changes nothing.
-    pub async fn publish(&self, tenant: &TenantId, name: &FunctionName, component: Vec<u8>) -> Result<Published, PublishError> {
+    pub async fn publish(
+        &self,
+        tenant: &TenantId,
+        name: &FunctionName,
+        component: Vec<u8>,
+    ) -> Result<Published, PublishError> {
         let valid = self.runtime.validate(&component).await?;
         let size_bytes = component.len() as u64;
         self.components.put(component).await?;

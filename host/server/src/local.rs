@@ -130,7 +130,14 @@ impl LocalEngine {
     }
 
     /// Reads a video or a folder, writes it with frames between. Holds two frames of the input at a time.
-    pub async fn interpolate(&self, cx: &StageContext, input: &Path, out: &Path, rate: Rate, between: Between) -> StageResult<Interpolated> {
+    pub async fn interpolate(
+        &self,
+        cx: &StageContext,
+        input: &Path,
+        out: &Path,
+        rate: Rate,
+        between: Between,
+    ) -> StageResult<Interpolated> {
         let mut source = Source::open(input)?;
         let times = Times::new(source.fps, rate)?;
         let mut sink = Sink::create(out, times.fps_out)?;
@@ -154,12 +161,23 @@ impl LocalEngine {
         Ok(Interpolated { frames_in, frames_out: frames_out + 1, fps: times.fps_out.to_string() })
     }
 
-    /// The frames at `times` (from 0, below 1) from `a` towards `b`.
-    async fn between(&self, cx: &StageContext, a: &Frame, b: &Frame, times: Vec<f32>, how: Between) -> StageResult<Vec<Frame>> {
+    /// The frames at `times` (rising, from 0, below 1) from `a` towards `b`. At 0 that is `a` itself.
+    async fn between(
+        &self,
+        cx: &StageContext,
+        a: &Frame,
+        b: &Frame,
+        times: Vec<f32>,
+        how: Between,
+    ) -> StageResult<Vec<Frame>> {
+        let (given, inner): (Vec<f32>, Vec<f32>) = times.into_iter().partition(|&t| t <= 0.0);
+        let mut frames: Vec<Frame> = given.iter().map(|_| a.clone()).collect();
         match how {
-            Between::Blend => Ok(times.iter().map(|&t| video_model::interpolation::blend(a, b, t)).collect()),
-            Between::Network => self.engine.between(cx, a.clone(), b.clone(), times).await,
+            _ if inner.is_empty() => {}
+            Between::Blend => frames.extend(inner.iter().map(|&t| video_model::interpolation::blend(a, b, t))),
+            Between::Network => frames.extend(self.engine.between(cx, a.clone(), b.clone(), inner).await?),
         }
+        Ok(frames)
     }
 }
 
@@ -184,7 +202,8 @@ fn named(config: &mut Config, model: String) -> String {
 
 fn given(plan: &GenerationPlan, first: Option<&Path>, last: Option<&Path>) -> StageResult<Vec<GivenKeyFrame>> {
     let picture = |path: &Path, index| {
-        let bytes = std::fs::read(path).map_err(|error| StageError::invalid("image", format!("{}: {error}", path.display())))?;
+        let bytes = std::fs::read(path)
+            .map_err(|error| StageError::invalid("image", format!("{}: {error}", path.display())))?;
         let frame = media::decode_picture(&bytes)
             .map_err(|error| StageError::invalid("image", format!("{}: {error}", path.display())))?;
         Ok(GivenKeyFrame { index, frame })
@@ -263,7 +282,8 @@ struct Times {
 impl Times {
     fn new(fps_in: Option<FrameRate>, rate: Rate) -> StageResult<Self> {
         // A folder of frames has no rate of its own; 24 is the cinema's.
-        let fps_in = fps_in.or(FrameRate::per_second(24)).ok_or_else(|| StageError::Internal("no frame rate".to_owned()))?;
+        let fps_in =
+            fps_in.or(FrameRate::per_second(24)).ok_or_else(|| StageError::Internal("no frame rate".to_owned()))?;
         let fps_out = match rate {
             Rate::Factor(factor @ 1..=64) => fps_in.times(factor),
             Rate::Factor(factor) => {
@@ -273,7 +293,10 @@ impl Times {
         };
         let in_range = |fps: &FrameRate| (1.0..=f64::from(limits::FPS_MAX)).contains(&fps.as_f64());
         let fps_out = fps_out.filter(in_range).ok_or_else(|| {
-            StageError::invalid("fps", format!("the result must have between 1 and {} frames a second", limits::FPS_MAX))
+            StageError::invalid(
+                "fps",
+                format!("the result must have between 1 and {} frames a second", limits::FPS_MAX),
+            )
         })?;
         let numerator = u64::from(fps_in.numerator()) * u64::from(fps_out.denominator());
         let denominator = u64::from(fps_in.denominator()) * u64::from(fps_out.numerator());

@@ -65,11 +65,11 @@ impl Platform {
 
     /// The same with a given clock.
     pub async fn open_with_clock(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>, OpenError> {
-        let data_dir_error =
-            |source| OpenError::DataDir { path: config.data_dir.display().to_string(), source };
+        let data_dir_error = |source| OpenError::DataDir { path: config.data_dir.display().to_string(), source };
         std::fs::create_dir_all(&config.data_dir).map_err(data_dir_error)?;
         let objects = FolderStore::open(&config.data_dir.join("objects"))?;
-        let jobs = SqliteStore::open(&config.data_dir.join("control.sqlite"), clock.clone(), StoreConfig::default()).await?;
+        let jobs =
+            SqliteStore::open(&config.data_dir.join("control.sqlite"), clock.clone(), StoreConfig::default()).await?;
         let components = ComponentStore::new(objects.clone());
         let engine = start_engine(&config)?;
         let runtime = start_runtime(&config, &components, &engine)?;
@@ -117,7 +117,11 @@ pub(crate) fn start_engine(config: &Config) -> Result<Arc<VideoEngine>, OpenErro
     .map_err(OpenError::Engine)
 }
 
-fn start_runtime(config: &Config, components: &ComponentStore, engine: &Arc<VideoEngine>) -> Result<Arc<WasmRuntime>, OpenError> {
+fn start_runtime(
+    config: &Config,
+    components: &ComponentStore,
+    engine: &Arc<VideoEngine>,
+) -> Result<Arc<WasmRuntime>, OpenError> {
     let runtime_config = RuntimeConfig { cache_dir: config.data_dir.join("aot-cache"), limits: Limits::default() };
     let services = Services {
         catalog: Arc::new(components.clone()),

@@ -13,9 +13,14 @@ use tokio::sync::watch;
 use tracing::info;
 
 /// Runs the roles of this process until it is asked to stop. `on_listening` hears the address, once HTTP answers.
-pub async fn run(platform: Arc<Platform>, observer: Arc<dyn Progress>, on_listening: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
+pub async fn run(
+    platform: Arc<Platform>,
+    observer: Arc<dyn Progress>,
+    on_listening: impl FnOnce(SocketAddr),
+) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
-    let worker = platform.config.runs_jobs().then(|| tokio::spawn(Worker::new(platform.clone(), observer).run(stopped.clone())));
+    let worker =
+        platform.config.runs_jobs().then(|| tokio::spawn(Worker::new(platform.clone(), observer).run(stopped.clone())));
     let gateway = if platform.config.is_gateway() {
         let listen = platform.config.listen;
         let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;

@@ -159,7 +159,11 @@ impl Platform {
         })
     }
 
-    async fn checked_effects(&self, tenant: &TenantId, calls: Vec<FunctionCall>) -> Result<Vec<FunctionRef>, SubmitError> {
+    async fn checked_effects(
+        &self,
+        tenant: &TenantId,
+        calls: Vec<FunctionCall>,
+    ) -> Result<Vec<FunctionRef>, SubmitError> {
         if calls.len() > limits::EFFECTS_MAX {
             let message = format!("{} effects; at most {} are taken", calls.len(), limits::EFFECTS_MAX);
             return Err(StageError::invalid("effects", message).into());

@@ -99,7 +99,12 @@ impl Platform {
     }
 }
 
-async fn run_claimed(platform: Arc<Platform>, claimed: ClaimedJob, observer: Arc<dyn Progress>, stop: watch::Receiver<bool>) {
+async fn run_claimed(
+    platform: Arc<Platform>,
+    claimed: ClaimedJob,
+    observer: Arc<dyn Progress>,
+    stop: watch::Receiver<bool>,
+) {
     let progress = Arc::new(JobProgress { observer, state: AtomicU32::new(0) });
     let cx = StageContext {
         lane: claimed.lane,

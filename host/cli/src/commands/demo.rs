@@ -104,20 +104,34 @@ fn report(out: &Path, video: &StoredVideo, job: &JobRecord, records: &[UsageReco
         vec![stage.name().to_owned(), explain(*stage).to_owned(), format!("{:.2}", *ms as f64 / 1000.0)]
     }));
     let admitted_ms = job.completed_ms.unwrap_or(job.created_ms) - job.created_ms;
-    rows.push(vec!["total".to_owned(), "from the queue to the ledger".to_owned(), format!("{:.2}", admitted_ms as f64 / 1000.0)]);
+    rows.push(vec![
+        "total".to_owned(),
+        "from the queue to the ledger".to_owned(),
+        format!("{:.2}", admitted_ms as f64 / 1000.0),
+    ]);
     let usage: Vec<_> = records.iter().map(|record| json!({ "seq": record.seq, "model": record.model, "device": record.device, "usage": record.usage })).collect();
     let mut text = format!("\n{}\n\nOn the ledger (job {}, tenant {}):\n", table(&rows), job.id, job.tenant);
     for record in records {
         let u = &record.usage;
         text += &format!(
             "  {} on {}: condition {} ms, diffuse {} ms, interpolate {} ms of device time;\n  plan {} ms, effects {} ms, encode {} ms of CPU time; {} bytes stored\n",
-            record.model, record.device, u.condition_gpu_ms, u.diffuse_gpu_ms, u.interpolate_gpu_ms, u.plan_cpu_ms,
-            u.effects_cpu_ms, u.encode_cpu_ms, u.stored_bytes
+            record.model,
+            record.device,
+            u.condition_gpu_ms,
+            u.diffuse_gpu_ms,
+            u.interpolate_gpu_ms,
+            u.plan_cpu_ms,
+            u.effects_cpu_ms,
+            u.encode_cpu_ms,
+            u.stored_bytes
         );
     }
     text += &format!(
         "\n{}: {} frames of {}, {:.2} s. Try another: zoetrope demo --prompt \"a blue circle moving left\"",
-        out.display(), video.frame_count, video.size, video.duration_ms as f64 / 1000.0
+        out.display(),
+        video.frame_count,
+        video.size,
+        video.duration_ms as f64 / 1000.0
     );
     let stages: BTreeMap<&str, u64> = walls.iter().map(|(stage, ms): (&Stage, &u64)| (stage.name(), *ms)).collect();
     let value = json!({

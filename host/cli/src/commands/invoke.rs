@@ -31,7 +31,7 @@ fn body(args: &Invoke) -> Result<Value, Failure> {
     for entry in &args.config {
         let (name, value) = entry
             .split_once('=')
-            .ok_or_else(|| Failure::refused(format!("--config {entry}: write NAME=VALUE, like strength=0.3")))?;
+            .ok_or_else(|| Failure::refused(format!("--config {entry}: write NAME=VALUE, like strength=20")))?;
         config.insert(name.to_owned(), Value::from(value));
     }
     let mut body = json!({ "prompt": args.prompt, "config": config });
@@ -47,7 +47,8 @@ fn body(args: &Invoke) -> Result<Value, Failure> {
 }
 
 fn wait(client: &Client, mut video: Value, id: &str) -> Result<Value, Failure> {
-    let style = ProgressStyle::with_template("  {msg:<12} {bar:32.cyan/blue} {pos:>3} %").expect("a fixed template is valid");
+    let style =
+        ProgressStyle::with_template("  {msg:<12} {bar:32.cyan/blue} {pos:>3} %").expect("a fixed template is valid");
     let bar = ProgressBar::new(100).with_style(style);
     while video["status"] == "queued" || video["status"] == "in_progress" {
         bar.set_message(video["status"].as_str().unwrap_or("").replace('_', " "));

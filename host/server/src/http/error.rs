@@ -225,6 +225,7 @@ impl From<ValidationError> for ApiError {
             | ValidationError::SeveralKinds { .. }
             | ValidationError::NotGranted { .. }
             | ValidationError::WrongType { .. } => Self::Invalid { param: None, code: "invalid_component", message },
+            ValidationError::Busy => Self::Unavailable(message),
             ValidationError::Internal(reason) => Self::Internal(reason),
         }
     }

@@ -26,7 +26,7 @@ pub(super) async fn show(
 
 fn models(platform: &Platform) -> Result<Vec<Value>, ApiError> {
     let mut shown = Vec::new();
-    for info in platform.engine.models() {
+    for info in platform.engine.models()? {
         let details = serde_json::to_value(&info).map_err(ApiError::internal)?;
         let id = info.name;
         shown.push(json!({ "id": id, "object": "model", "created": 0, "owned_by": "zoetrope", "details": details }));

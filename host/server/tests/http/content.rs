@@ -1,5 +1,6 @@
-use crate::harness::Api;
+use crate::harness::{Api, tenant};
 use axum::body::Body;
+use control_plane::{JobState, JobStore};
 
 /// Longer than one read of the server, and no two neighbouring bytes alike.
 fn long_video() -> Vec<u8> {
@@ -77,4 +78,17 @@ async fn a_job_without_a_video_has_no_content() {
     assert_eq!((early.status, early.error().1.as_str(), early.header("x-should-retry")), (409, "no_content", "false"));
     api.post(&format!("/v1/videos/{id}/cancel"), &api.alice, &serde_json::json!({})).await.expect(200);
     assert_eq!(api.get(&path, &api.alice).await.status, 409);
+}
+
+#[tokio::test]
+async fn a_fault_of_the_host_is_told_without_its_reason() {
+    let api = Api::new().await;
+    let id = api.completed(b"0123456789").await;
+    let job = api.platform.jobs.get(&tenant("alice"), &id.parse().unwrap()).await.unwrap().unwrap();
+    let JobState::Completed(stored) = job.state else { panic!("{:?}", job.state) };
+    api.platform.objects.delete(&stored.video).await.unwrap();
+    let answer = api.get(&format!("/v1/videos/{id}/content"), &api.alice).await;
+    let (message, code) = answer.error();
+    assert_eq!((answer.status, code.as_str()), (500, "internal"));
+    assert!(!message.contains(stored.video.as_str()) && !answer.header("x-request-id").is_empty(), "{message}");
 }
