@@ -35,53 +35,82 @@ pub(crate) struct Finish<'a, T> {
 impl<T: Element> Epilogue for Finish<'_, T> {
     #[inline(always)]
     unsafe fn store<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize, columns: usize, tile: *const f32) {
-        let whole = column + columns <= self.n;
-        let plain = self.activation == Activation::None && self.gate.is_none() && self.residual.is_none();
-        // SAFETY: the same contract. The common cases are compiled apart: with a short k this takes as long as the product.
+        let place = Place { row, rows, column, columns, tile };
+        // SAFETY: the same contract.
         unsafe {
-            match (whole, plain) {
-                (true, true) => self.rows::<S, true, true>(s, row, rows, column, columns, tile),
-                (true, false) => self.rows::<S, true, false>(s, row, rows, column, columns, tile),
-                (false, _) => self.rows::<S, false, false>(s, row, rows, column, columns, tile),
+            match self.activation {
+                Activation::None => self.activated::<S, { NONE }>(s, place),
+                Activation::Gelu => self.activated::<S, { GELU }>(s, place),
+                Activation::GeluTanh => self.activated::<S, { GELU_TANH }>(s, place),
+                Activation::Silu => self.activated::<S, { SILU }>(s, place),
+                Activation::LeakyRelu(_) => self.activated::<S, { LEAKY_RELU }>(s, place),
             }
         }
     }
 }
 
+// An activation that is a constant of the loop is compiled into it; with a short k the epilogue takes as long as the product.
+const NONE: u8 = 0;
+const GELU: u8 = 1;
+const GELU_TANH: u8 = 2;
+const SILU: u8 = 3;
+const LEAKY_RELU: u8 = 4;
+
+/// The arguments of [`Epilogue::store`].
+#[derive(Clone, Copy)]
+struct Place {
+    row: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+    tile: *const f32,
+}
+
 impl<T: Element> Finish<'_, T> {
     /// # Safety
-    /// As [`Epilogue::store`]; WHOLE only when no column is past n, PLAIN only when there is nothing but a bias.
+    /// As [`Epilogue::store`].
     #[inline(always)]
-    unsafe fn rows<S: Simd, const WHOLE: bool, const PLAIN: bool>(
-        &self,
-        s: S,
-        row: usize,
-        rows: usize,
-        column: usize,
-        columns: usize,
-        tile: *const f32,
-    ) {
-        for c in (0..columns).step_by(S::LANES) {
-            let valid = if WHOLE { S::LANES } else { self.n.saturating_sub(column + c).min(S::LANES) };
+    unsafe fn activated<S: Simd, const ACTIVATION: u8>(&self, s: S, place: Place) {
+        // SAFETY: the same contract.
+        unsafe {
+            if place.column + place.columns <= self.n {
+                self.rows::<S, ACTIVATION, true>(s, place);
+            } else {
+                self.rows::<S, ACTIVATION, false>(s, place);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Epilogue::store`]; ACTIVATION must be the code of `self.activation`, WHOLE only when no column is past n.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const ACTIVATION: u8, const WHOLE: bool>(&self, s: S, place: Place) {
+        let activation = match (ACTIVATION, self.activation) {
+            (GELU, _) => Activation::Gelu,
+            (GELU_TANH, _) => Activation::GeluTanh,
+            (SILU, _) => Activation::Silu,
+            (LEAKY_RELU, activation) => activation,
+            _ => Activation::None,
+        };
+        for c in (0..place.columns).step_by(S::LANES) {
+            let column = place.column + c;
+            let valid = if WHOLE { S::LANES } else { self.n.saturating_sub(column).min(S::LANES) };
             // SAFETY: bias and gate are padded to whole panels.
-            let bias = self.bias.map_or(s.splat(0.0), |b| unsafe { s.load(b.as_ptr().add(column + c)) });
+            let bias = self.bias.map_or(s.splat(0.0), |b| unsafe { s.load(b.as_ptr().add(column)) });
             // SAFETY: as above.
-            let gate = self.gate.map(|g| unsafe { s.load(g.as_ptr().add(column + c)) });
-            for r in 0..rows {
-                let at = (row + r) * self.row_stride + column + c;
+            let gate = self.gate.map(|g| unsafe { s.load(g.as_ptr().add(column)) });
+            for r in 0..place.rows {
+                let at = (place.row + r) * self.row_stride + column;
                 // SAFETY: the tile is readable; `valid` keeps reads and writes within the n columns of the result.
                 unsafe {
-                    let mut value = s.add(s.load(tile.add(r * columns + c)), bias);
-                    if !PLAIN {
-                        if let Some(gate) = gate {
-                            value = s.mul(value, gate);
-                        }
-                        if let Some(residual) = self.residual {
-                            value = s.add(value, load_up_to(s, residual.add(at), valid));
-                        }
-                        value = math::activate(s, value, self.activation);
+                    let mut value = s.add(s.load(place.tile.add(r * place.columns + c)), bias);
+                    if let Some(gate) = gate {
+                        value = s.mul(value, gate);
                     }
-                    store_up_to(s, self.out.add(at), value, valid);
+                    if let Some(residual) = self.residual {
+                        value = s.add(value, load_up_to(s, residual.add(at), valid));
+                    }
+                    store_up_to(s, self.out.add(at), math::activate(s, value, activation), valid);
                 }
             }
         }

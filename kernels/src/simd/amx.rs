@@ -78,6 +78,16 @@ pub(crate) unsafe fn configure(rows: usize) {
     unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const config, options(nostack)) }
 }
 
+/// Gives the tiles up, so that a switch of threads need not save their 8 KiB.
+///
+/// # Safety
+/// AMX must be available.
+#[inline(always)]
+pub(super) unsafe fn release() {
+    // SAFETY: the caller's contract.
+    unsafe { asm!("tilerelease", options(nostack, nomem)) }
+}
+
 /// Clears the sums.
 ///
 /// # Safety

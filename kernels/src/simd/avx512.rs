@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, amx};
 
 /// AVX-512 F, BW, DQ, VL.
 pub(crate) const PLAIN: u8 = 0;
@@ -22,7 +22,10 @@ pub(crate) struct Avx512<const TIER: u8>(());
 /// The processor must have AVX-512 F, BW, DQ, VL, BF16, AVX2, FMA and AMX with tiles for bf16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 pub(super) unsafe fn run_amx<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx512::<AMX>(()))
+    let output = kernel.run(Avx512::<AMX>(()));
+    // SAFETY: the caller has AMX.
+    unsafe { amx::release() };
+    output
 }
 
 /// # Safety
