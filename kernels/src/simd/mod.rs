@@ -1,6 +1,6 @@
 //! Instruction sets: which one runs, and the vector operations that kernels are written in.
 //!
-//! A kernel is written once, generic over [`Simd`], and compiled for each instruction set. [`Isa::run`] enters the copy for
+//! A kernel is written once, generic over `Simd`, and compiled for each instruction set. `Isa::run` enters the copy for
 //! the level in force, inside a function that enables the set's target features; everything below it is inlined.
 
 #[cfg(target_arch = "x86_64")]
