@@ -27,7 +27,13 @@ pub const STYLES: [Style; 3] = [
         background: "over a meadow",
         finish: "warm bright colour",
     },
-    Style { name: "studio", colour: "blue", motion: "grows", background: "on a white background", finish: "clean lighting" },
+    Style {
+        name: "studio",
+        colour: "blue",
+        motion: "grows",
+        background: "on a white background",
+        finish: "clean lighting",
+    },
 ];
 
 /// The style with this name; the first one for none.

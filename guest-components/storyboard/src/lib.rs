@@ -29,7 +29,10 @@ impl Guest for Storyboard {
         for (number, shot) in board.shots.iter().enumerate() {
             let before_ms = usage::remaining_gpu_ms();
             if let Some(video) = video.take_if(|_| before_ms < dearest_ms) {
-                log(Level::Warn, &format!("{before_ms} GPU ms are left and a shot takes {dearest_ms}: ending after {number}"));
+                log(
+                    Level::Warn,
+                    &format!("{before_ms} GPU ms are left and a shot takes {dearest_ms}: ending after {number}"),
+                );
                 return Ok(video);
             }
             let start = if number == 0 { given.as_ref().map(|g| (g, 0)) } else { shot.start(&video) };
@@ -60,7 +63,8 @@ impl Shot {
 
 fn film(request: &Request, shot: &Shot, start: Option<(&FrameList, u32)>, fps: u32) -> Result<FrameList, Error> {
     let request = Request { prompt: shot.prompt.clone(), ..request.clone() };
-    let given: Vec<Given<'_>> = start.into_iter().map(|(source, index)| Given { key_frame: 0, source, index }).collect();
+    let given: Vec<Given<'_>> =
+        start.into_iter().map(|(source, index)| Given { key_frame: 0, source, index }).collect();
     let key_frames = diffusion::generate(&request, &given)?;
     interpolation::in_between(&key_frames, shot.frames, fps, request.size)
 }

@@ -1,7 +1,7 @@
 //! Generated from `wit/`: one module per world. The director's imports are all there are, so the other worlds use its
 //! modules; there is one Rust type for each WIT type.
 
-#![allow(missing_docs, unreachable_pub, reason = "generated code, documented in the WIT files")]
+#![allow(missing_docs, reason = "generated code, documented in the WIT files")]
 
 pub(crate) mod director {
     wasmtime::component::bindgen!({

@@ -71,6 +71,7 @@ impl Components {
         self.get(digest, fetch).await.map_err(|error| match error {
             LoadError::Stage(error) => error,
             LoadError::Invalid(ValidationError::Internal(message)) => StageError::Internal(message),
+            LoadError::Invalid(busy @ ValidationError::Busy) => StageError::Unavailable(busy.to_string()),
             LoadError::Invalid(error) => StageError::Function { function: name.to_owned(), message: error.to_string() },
         })
     }
@@ -83,34 +84,33 @@ impl Components {
         if let Some(world) = self.find(digest) {
             return Ok(world);
         }
+        let (compiler, key) = (self.compiler.clone(), *digest);
+        if let Some(ready) = spawn(move || compiler.cached(&key)).await? {
+            return Ok(self.keep(digest, ready));
+        }
         let turn = tokio::time::timeout(self.compile_max, self.turn.clone().acquire_owned());
-        let Ok(Ok(turn)) = turn.await else { return Err(self.too_slow().into()) };
-        // Someone else may have loaded it while this call waited for its turn.
+        let Ok(Ok(turn)) = turn.await else { return Err(ValidationError::Busy.into()) };
+        // Someone else may have compiled it while this call waited for its turn.
         if let Some(world) = self.find(digest) {
             return Ok(world);
         }
+        let wasm = fetch().await?;
         let compiler = self.compiler.clone();
-        let key = *digest;
-        let cached = spawn(move || compiler.cached(&key)).await?;
-        let ready = match cached {
-            Some(ready) => ready,
-            None => {
-                let wasm = fetch().await?;
-                let compiler = self.compiler.clone();
-                let compiled = spawn(move || {
-                    // The turn ends with the compilation, not with the wait for it.
-                    let _turn = turn;
-                    compiler.compile(&key, &wasm)
-                });
-                match tokio::time::timeout(self.compile_max, compiled).await {
-                    Ok(compiled) => compiled??,
-                    Err(_) => return Err(self.too_slow().into()),
-                }
-            }
-        };
+        let compiled = spawn(move || {
+            // The turn ends with the compilation, not with the wait for it.
+            let _turn = turn;
+            compiler.compile(&key, &wasm)
+        });
+        match tokio::time::timeout(self.compile_max, compiled).await {
+            Ok(compiled) => Ok(self.keep(digest, compiled??)),
+            Err(_) => Err(ValidationError::CompileTime { ms_max: self.compile_max.as_millis() as u64 }.into()),
+        }
+    }
+
+    fn keep(&self, digest: &Digest, ready: Ready) -> Arc<World> {
         let world = Arc::new(ready.world);
         self.loaded().insert(*digest, world.clone(), ready.code_bytes);
-        Ok(world)
+        world
     }
 
     fn find(&self, digest: &Digest) -> Option<Arc<World>> {
@@ -119,10 +119,6 @@ impl Components {
 
     fn loaded(&self) -> std::sync::MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn too_slow(&self) -> ValidationError {
-        ValidationError::CompileTime { ms_max: self.compile_max.as_millis() as u64 }
     }
 }
 

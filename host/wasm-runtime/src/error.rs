@@ -93,6 +93,9 @@ pub enum ValidationError {
         /// Which item, and what is wrong with it.
         message: String,
     },
+    /// Others are compiling.
+    #[error("the compiler is busy with other components; try again in a minute")]
+    Busy,
     /// The host's own fault.
     #[error("the component could not be checked: {0}")]
     Internal(String),

@@ -1,6 +1,6 @@
 //! What a tenant's component may use. All on by default; the unit is the name's last word but `max`.
 
-use pipeline::limits::{COMPONENT_BYTES_MAX, FRAME_SIDE_PX_MAX, JOB_FRAMES_BYTES_MAX};
+use pipeline::limits::{COMPONENT_BYTES_MAX, FRAME_SHORT_SIDE_PX_MAX, FRAME_SIDE_PX_MAX, JOB_FRAMES_BYTES_MAX};
 
 /// Bounds of one call and of the runtime as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Default for Limits {
 /// What a component may hand over in one call besides a frame: names, prompts, log lines.
 pub(crate) const HANDOVER_BYTES_MAX: usize = 1 << 20;
 /// The largest frame.
-pub(crate) const FRAME_BYTES_MAX: usize = (FRAME_SIDE_PX_MAX as usize).pow(2) * 3;
+pub(crate) const FRAME_BYTES_MAX: usize = FRAME_SIDE_PX_MAX as usize * FRAME_SHORT_SIDE_PX_MAX as usize * 3;
 /// Length of an epoch: how often running code is looked at, in milliseconds.
 pub(crate) const EPOCH_MS: u64 = 10;
 

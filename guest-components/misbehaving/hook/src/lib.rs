@@ -7,8 +7,10 @@ use std::hint::black_box;
 use zoetrope::video::types::Size;
 use zoetrope::video::{config, logging};
 
-/// Pages that the canary pair writes and reads.
+/// What the canary pair writes and looks for, and how much of it.
+const CANARY: u8 = 0xa5;
 const CANARY_BYTES: usize = 32 << 20;
+const PAGE_BYTES: usize = 64 << 10;
 
 struct Misbehaving;
 
@@ -41,8 +43,12 @@ impl Guest for Misbehaving {
             Some("say-cancelled") => return Err(Error::Cancelled),
             Some("read-files") => request.prompt = format!("{:?}", std::fs::read_to_string("/etc/passwd").is_ok()),
             Some("read-environment") => request.prompt = format!("{} variables", std::env::vars().count()),
-            Some("leave-canary") => leave_canary(),
-            Some("seek-canary") => request.prompt = format!("{} canaries", seek_canary()),
+            Some("leave-canary") => {
+                let pages = fresh_pages();
+                pages.fill(CANARY);
+                request.prompt = canaries(pages);
+            }
+            Some("seek-canary") => request.prompt = canaries(fresh_pages()),
             other => return Err(Error::InvalidArgument(format!("unknown behaviour {other:?}"))),
         }
         Ok(request)
@@ -68,16 +74,16 @@ fn recurse(depth: u64) -> u64 {
     black_box(recurse(black_box(depth + 1))) + 1
 }
 
-/// Fills fresh memory with a pattern, to be looked for by a later instance.
-fn leave_canary() {
-    black_box(vec![0xa5_u8; CANARY_BYTES]);
+/// Memory as the host gave it. Not from the allocator, which would clear it.
+fn fresh_pages() -> &'static mut [u8] {
+    let first = std::arch::wasm32::memory_grow::<0>(CANARY_BYTES / PAGE_BYTES);
+    assert_ne!(first, usize::MAX, "memory did not grow");
+    // SAFETY: these pages were added just now and nobody else knows of them.
+    unsafe { std::slice::from_raw_parts_mut((first * PAGE_BYTES) as *mut u8, CANARY_BYTES) }
 }
 
-/// How many bytes of the pattern lie in memory that this instance never wrote. Zeroed allocations come straight from
-/// `memory.grow`, so what is read is what the host left there.
-fn seek_canary() -> usize {
-    let fresh = black_box(vec![0_u8; CANARY_BYTES]);
-    fresh.iter().filter(|&&byte| byte == 0xa5).count()
+fn canaries(pages: &[u8]) -> String {
+    format!("{} canaries", black_box(pages).iter().filter(|&&byte| byte == CANARY).count())
 }
 
 export!(Misbehaving);

@@ -8,7 +8,6 @@ use wasmtime::component::ResourceTableError;
 
 /// Why a host function did not do what it was asked.
 #[derive(Debug)]
-#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
 pub enum HostError {
     /// The component gets a typed error and may go on.
     Refused(StageError),

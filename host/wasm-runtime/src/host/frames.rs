@@ -6,13 +6,13 @@ use crate::host::HostError;
 use crate::state::{CallState, FrameReservation};
 use pipeline::limits::FPS_MAX;
 use pipeline::{Frame, FrameSize, StageError, StageResult};
+use std::iter::repeat_n;
 use std::ops::Range;
 use std::sync::Arc;
 use wasmtime::component::Resource;
 
 /// Pictures of one size. A picture is copied when it is written to and another list holds it too.
 #[derive(Debug)]
-#[allow(unreachable_pub, reason = "the generated bindings re-export it")]
 pub struct FrameList {
     size: FrameSize,
     fps: u32,
@@ -32,7 +32,7 @@ impl FrameList {
         let reservation = reserve(state, size, u64::from(count))?;
         let picture = Frame::new(size, vec![0; size.rgb_bytes()])
             .ok_or_else(|| StageError::Internal("a black frame has the wrong length".to_owned()))?;
-        Ok(Self { size, fps, frames: vec![Arc::new(picture); count as usize], reservation })
+        Ok(Self { size, fps, frames: repeat_n(Arc::new(picture), count as usize).collect(), reservation })
     }
 
     pub(crate) fn size(&self) -> FrameSize {

@@ -100,7 +100,8 @@ async fn memory_of_one_instance_is_never_seen_by_the_next() {
     // One place: every instance gets the memory that the one before it had.
     let host = Host::with(Limits { calls_max: 1, ..Limits::default() });
     for _ in 0..5 {
-        host.runtime.plan(&context(), &host.bad(HOOK, "leave-canary"), request("a star")).await.unwrap();
+        let leave = host.runtime.plan(&context(), &host.bad(HOOK, "leave-canary"), request("a star")).await.unwrap();
+        assert_eq!(leave.prompt, "33554432 canaries", "the search itself does not work");
         let seek = host.runtime.plan(&context(), &host.bad(HOOK, "seek-canary"), request("a star")).await.unwrap();
         assert_eq!(seek.prompt, "0 canaries");
     }

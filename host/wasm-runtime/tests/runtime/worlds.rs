@@ -194,8 +194,8 @@ async fn a_function_in_the_wrong_place_is_named() {
 #[tokio::test]
 async fn a_4k_frame_passes_through_both_kinds_of_effect() {
     let host = Host::new();
-    let size = FrameSize { width: 4096, height: 4096 };
-    let bars = host.function("bars", LETTERBOX, &[("aspect", "1:1")]);
+    let size = FrameSize { width: 3840, height: 2160 };
+    let bars = host.function("bars", LETTERBOX, &[("aspect", "16:9")]);
     let out = host.runtime.apply_effect(&context(), &bars, video(size, 1, 50)).await.unwrap();
     assert!(out.frames[0].rgb().iter().all(|&value| value == 50));
     let grain = host.function("grain", FILM_GRAIN, &[("strength", "0")]);
