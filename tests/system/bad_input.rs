@@ -54,7 +54,7 @@ fn a_huge_picture_is_refused_by_its_header() {
     let server = Server::start();
     let client = server.client();
     let start = std::time::Instant::now();
-    let image = format!("data:image/png;base64,{}", base64_png_header(20_000, 20_000));
+    let image = format!("data:image/png;base64,{}", base64_png_bomb(20_000, 20_000));
     refused(
         "a 20,000 x 20,000 PNG",
         &client.post("/v1/videos", &with("input_reference", json!({ "image_url": image }))),
@@ -113,14 +113,22 @@ fn nothing_happened(client: &Client) {
     assert_eq!(client.gpu_ms(), 0, "nothing was billed");
 }
 
-/// Only the signature and the header: enough to say how large the picture claims to be.
-fn base64_png_header(width: u32, height: u32) -> String {
-    let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR".to_vec();
-    png.extend(width.to_be_bytes());
-    png.extend(height.to_be_bytes());
-    png.extend([8, 2, 0, 0, 0]);
-    let crc = crc32(&png[12..]);
-    png.extend(crc.to_be_bytes());
+/// A whole PNG file that claims to be this large and holds next to nothing.
+fn base64_png_bomb(width: u32, height: u32) -> String {
+    let mut header = Vec::new();
+    header.extend(width.to_be_bytes());
+    header.extend(height.to_be_bytes());
+    header.extend([8, 2, 0, 0, 0]);
+    const NO_PIXELS: &[u8] = &[0x78, 0x9c, 3, 0, 0, 0, 0, 1];
+    let chunks = [(b"IHDR", &header[..]), (b"IDAT", NO_PIXELS), (b"IEND", &[])];
+    let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
+    for (kind, data) in chunks {
+        png.extend((data.len() as u32).to_be_bytes());
+        let start = png.len();
+        png.extend(kind);
+        png.extend(data);
+        png.extend(crc32(&png[start..]).to_be_bytes());
+    }
     base64(&png)
 }
 

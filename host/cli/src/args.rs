@@ -51,7 +51,7 @@ Examples:
 Examples:
   zoetrope generate --prompt \"a blue circle moves left\" --out a.mp4
   zoetrope generate --prompt \"a red star grows\" --image first.png --seed 7 --out a.mp4
-  zoetrope generate --model ./Wan2.1-T2V-1.3B-Diffusers --prompt \"a cat\" --size 832x480 --frames 33 --out frames/")]
+  zoetrope generate --prompt \"a green heart grows\" --frames 16 --size 512x512 --out frames/")]
     Generate(Box<Generate>),
 
     /// Put frames between the frames of a video.

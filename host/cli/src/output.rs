@@ -43,15 +43,24 @@ fn write_line(to: &mut impl Write, text: &str) {
     drop(writeln!(to, "{text}"));
 }
 
-/// A table with aligned columns: the first to the left, the others to the right.
+/// A table with aligned columns: numbers to the right, words to the left. The first row is the head.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let column = |index: usize| rows.iter().filter_map(move |row| row.get(index));
+    let is_number = |cell: &String| cell.starts_with(|c: char| c.is_ascii_digit()) && cell.parse::<f64>().is_ok();
+    let shape: Vec<(usize, bool)> = (0..columns)
+        .map(|i| {
+            let width = column(i).map(|cell| cell.chars().count()).max().unwrap_or(0);
+            (width, rows.len() > 1 && column(i).skip(1).all(is_number))
+        })
+        .collect();
     let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate().map(|(i, cell)| {
-            if i == 0 { format!("{cell:<w$}", w = widths[i]) } else { format!("{cell:>w$}", w = widths[i]) }
-        });
+        let cells =
+            row.iter().zip(&shape).map(
+                |(cell, &(width, numbers))| {
+                    if numbers { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+                },
+            );
         format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -62,8 +71,9 @@ mod tests {
     use super::table;
 
     #[test]
-    fn columns_line_up() {
-        let cells = |row: [&str; 2]| row.map(str::to_owned).to_vec();
-        assert_eq!(table(&[cells(["stage", "ms"]), cells(["diffuse", "1234"])]), "  stage      ms\n  diffuse  1234");
+    fn numbers_line_up_to_the_right_and_words_to_the_left() {
+        let cells = |row: [&str; 3]| row.map(str::to_owned).to_vec();
+        let rows = [cells(["stage", "ms", "what"]), cells(["diffuse", "1234", "noise"]), cells(["plan", "5", "words"])];
+        assert_eq!(table(&rows), "  stage      ms  what\n  diffuse  1234  noise\n  plan        5  words");
     }
 }

@@ -6,8 +6,8 @@ use crate::platform::OpenError;
 use async_trait::async_trait;
 use pipeline::{
     ApplyEffects, Condition, Conditioning, Diffuse, Digest, Frame, FrameSize, Frames, FunctionCatalog, FunctionRef,
-    GenerationPlan, GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, Plan, StageContext, StageError,
-    StageResult,
+    GenerationPlan, GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, Plan, Sampler, StageContext,
+    StageError, StageResult,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -152,8 +152,25 @@ impl Condition for NoEngine {
 
 #[async_trait]
 impl Diffuse for NoEngine {
+    /// A returned request is checked against some model's bounds, so there must be one.
     fn defaults(&self, _: Option<&str>) -> StageResult<ModelDefaults> {
-        no_engine()
+        let size = FrameSize { width: 128, height: 128 };
+        Ok(ModelDefaults {
+            model: "none".to_owned(),
+            native_size: size,
+            any_size: false,
+            size_multiple_px: 2,
+            key_frame_multiple: 1,
+            key_frames: 8,
+            key_frames_max: 8,
+            steps: 1,
+            guidance: 1.0,
+            shift: 1.0,
+            sampler: Sampler::Euler,
+            size,
+            duration_ms: 1000,
+            fps: 24,
+        })
     }
 
     async fn diffuse(&self, _: &StageContext, _: &GenerationPlan, _: &Conditioning) -> StageResult<KeyFrames> {

@@ -5,7 +5,7 @@ use crate::args::Demo;
 use crate::failure::{CommandResult, ExitCode, Failure};
 use crate::output::{Output, table};
 use crate::progress::{StageBars, explain};
-use control::{JobRecord, JobState, JobStore, UsageRecord};
+use control::{JobRecord, JobState, UsageRecord};
 use pipeline::{FunctionName, GenerationRequest, Stage, StoredVideo, TenantId};
 use serde_json::json;
 use server::worker::Worker;
@@ -99,15 +99,15 @@ fn finished(job: &JobRecord) -> Result<&StoredVideo, Failure> {
 
 fn report(out: &Path, video: &StoredVideo, job: &JobRecord, records: &[UsageRecord], bars: &StageBars, output: Output) {
     let walls = bars.wall_ms();
-    let mut rows = vec![["stage", "", "seconds"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["stage", "seconds", ""].map(str::to_owned).to_vec()];
     rows.extend(walls.iter().map(|(stage, ms)| {
-        vec![stage.name().to_owned(), explain(*stage).to_owned(), format!("{:.2}", *ms as f64 / 1000.0)]
+        vec![stage.name().to_owned(), format!("{:.2}", *ms as f64 / 1000.0), explain(*stage).to_owned()]
     }));
     let admitted_ms = job.completed_ms.unwrap_or(job.created_ms) - job.created_ms;
     rows.push(vec![
         "total".to_owned(),
-        "from the queue to the ledger".to_owned(),
         format!("{:.2}", admitted_ms as f64 / 1000.0),
+        "from the queue to the ledger".to_owned(),
     ]);
     let usage: Vec<_> = records.iter().map(|record| json!({ "seq": record.seq, "model": record.model, "device": record.device, "usage": record.usage })).collect();
     let mut text = format!("\n{}\n\nOn the ledger (job {}, tenant {}):\n", table(&rows), job.id, job.tenant);
