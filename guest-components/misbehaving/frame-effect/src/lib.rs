@@ -25,7 +25,7 @@ impl Guest for Misbehaving {
                     std::hint::black_box(video.count());
                 }
             }
-            other => return Err(Error::InvalidArgument(format!("unknown behaviour {other:?}"))),
+            other => Err(Error::InvalidArgument(format!("unknown behaviour {other:?}"))),
         }
     }
 }

@@ -30,7 +30,10 @@ impl Plan for WasmRuntime {
         let planned = call.judge(outcome.await, &store)?;
         let failure = store.data().host_failure.clone();
         let planned = from_wit(planned.map_err(|error| from_guest(hook.name.as_str(), cx, failure, error))?, sampler);
-        self.check(&planned).map_err(|error| call.blame(format!("returned an impossible request: {error}")))?;
+        self.check(&planned).map_err(|error| match error {
+            StageError::InvalidArgument { .. } => call.blame(format!("returned an impossible request: {error}")),
+            other => other,
+        })?;
         Ok(planned)
     }
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use wasm_runtime::Limits;
 
 const CPU_MS_MAX: u64 = 300;
+/// The epoch after the limit, the time to unwind, and how late a busy machine may wake the epoch's thread.
+const SLACK_MS: u64 = 100;
 
 /// Tight CPU limits; the clock's limit has room for a busy machine.
 fn strict() -> Limits {
@@ -43,7 +45,7 @@ async fn each_bad_hook_is_stopped_with_the_reason_and_the_runtime_serves_on() {
         let message = blamed(outcome);
         assert!(message.contains(expected), "{behaviour}: {message}");
         let billed_ms = cx.meter.snapshot().plan_cpu_ms;
-        assert!((1..=CPU_MS_MAX + 100).contains(&billed_ms), "{behaviour}: billed {billed_ms} ms");
+        assert!((1..=CPU_MS_MAX + SLACK_MS).contains(&billed_ms), "{behaviour}: billed {billed_ms} ms");
         host.serves_on().await;
     }
 }
@@ -54,8 +56,7 @@ async fn a_spinning_hook_is_billed_for_what_it_used_and_no_more() {
     let cx = context();
     blamed(host.runtime.plan(&cx, &host.bad(HOOK, "spin-forever"), request("a star")).await);
     let billed_ms = cx.meter.snapshot().plan_cpu_ms;
-    // One epoch after the limit at the latest, and some time to unwind.
-    assert!((CPU_MS_MAX..=CPU_MS_MAX + 60).contains(&billed_ms), "billed {billed_ms} ms");
+    assert!((CPU_MS_MAX..=CPU_MS_MAX + SLACK_MS).contains(&billed_ms), "billed {billed_ms} ms");
 }
 
 #[tokio::test]
@@ -147,7 +148,7 @@ async fn frame_effects_that_leave_their_bounds_are_told_which() {
         let outcome = host.runtime.apply_effect(&cx, &host.bad(FRAME_EFFECT, behaviour), video(SIZE, 3, 1)).await;
         let message = blamed(outcome);
         assert!(message.contains(expected), "{behaviour}: {message}");
-        assert!((1..=CPU_MS_MAX + 100).contains(&cx.meter.snapshot().effects_cpu_ms));
+        assert!((1..=CPU_MS_MAX + SLACK_MS).contains(&cx.meter.snapshot().effects_cpu_ms));
         host.serves_on().await;
     }
 }
