@@ -61,7 +61,9 @@ fn run(command: &mut Command, hint: &str) {
         Ok(status) => status.to_string(),
         Err(error) => error.to_string(),
     };
-    println!("cargo::error=building the sample components failed: {command:?}: {failure}");
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    println!("cargo::error=building the sample components failed: `{}`: {failure}", line.join(" "));
     println!("cargo::error={hint}");
     exit(1);
 }
