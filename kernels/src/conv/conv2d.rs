@@ -14,7 +14,7 @@ pub struct PackedConv2d {
 }
 
 impl PackedConv2d {
-    /// Packs `weight` [cout, cin, kh, kw] (torch's layout) and `bias` [cout]; `stride` is 1 or 2.
+    /// Packs `weight` [cout, cin, kh, kw] (torch's layout) and `bias` `[cout]`; `stride` is 1 or 2.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding, dtype: Dtype) -> Result<Self> {
         const OP: &str = "PackedConv2d::new";
         let &[cout, cin, kh, kw] = weight.shape() else {

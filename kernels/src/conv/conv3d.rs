@@ -20,7 +20,7 @@ pub struct CausalConv3d {
 }
 
 impl CausalConv3d {
-    /// Packs `weight` [cout, cin, kt, kh, kw] (torch's layout) and `bias` [cout]; strides are 1 or 2, `padding` is spatial.
+    /// Packs `weight` [cout, cin, kt, kh, kw] (torch's layout) and `bias` `[cout]`; strides are 1 or 2, `padding` is spatial.
     pub fn new(
         weight: &Tensor,
         bias: Option<&Tensor>,

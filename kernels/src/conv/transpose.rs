@@ -35,7 +35,7 @@ struct Phase {
 }
 
 impl PackedConvTranspose2d {
-    /// Packs `weight` [cin, cout, 4, 4] (torch's layout) and `bias` [cout].
+    /// Packs `weight` [cin, cout, 4, 4] (torch's layout) and `bias` `[cout]`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, dtype: Dtype) -> Result<Self> {
         const OP: &str = "PackedConvTranspose2d::new";
         let &[_, cout, 4, 4] = weight.shape() else {

@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | meaning | out[r][c] = Σ over segments, steps: dot(A word, B word) |
+//! | meaning | out`[r]``[c]` = Σ over segments, steps: dot(A word, B word) |
 //! | inputs | A: `rows` rows of words (f32, or pairs of bf16) at any alignment; B: a packed panel, `b_stride` words per step |
 //! | output | f32 [rows, vectors · LANES], dense, written once |
 //! | preconditions | rows ≤ `tile_rows(vectors)`, vectors ≤ `TILE_VECTORS` |

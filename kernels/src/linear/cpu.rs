@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | meaning | y = activation(x·Wᵀ + b); residual += gate·(x·Wᵀ + b) |
-//! | inputs | x [m, k] in the weight's dtype, row-major; W packed in panels of 64 outputs; bias, gate f32 [n] |
+//! | inputs | x [m, k] in the weight's dtype, row-major; W packed in panels of 64 outputs; bias, gate f32 `[n]` |
 //! | outputs | y [m, n] f32 or bf16; the residual f32 [m, n] is updated in place |
 //! | preconditions | none: odd k is padded in bf16, odd n is masked at the store |
 //! | reference | `reference.rs`; relative RMSE ≤ 1e-5 (f32), ≤ 1e-2 (bf16) |

@@ -23,7 +23,7 @@ pub struct PackedLinear {
 }
 
 impl PackedLinear {
-    /// Packs `weight` [n, k] (torch's layout: one row per output) and `bias` [n] for products in `dtype`.
+    /// Packs `weight` [n, k] (torch's layout: one row per output) and `bias` `[n]` for products in `dtype`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, dtype: Dtype) -> Result<Self> {
         const OP: &str = "PackedLinear::new";
         let &[n, k] = weight.shape() else {
@@ -65,7 +65,7 @@ pub fn linear(x: &Tensor, weight: &PackedLinear, activation: Activation, out: Dt
     Ok(Tensor::from_result(y, &shape, out))
 }
 
-/// `residual += gate · (x · Wᵀ + b)`: x [m, k], gate [n] (ones when absent), residual f32 [m, n], updated in place
+/// `residual += gate · (x · Wᵀ + b)`: x [m, k], gate `[n]` (ones when absent), residual f32 [m, n], updated in place
 /// (copied first when its storage is shared).
 pub fn linear_residual(x: &Tensor, weight: &PackedLinear, gate: Option<&Tensor>, residual: &mut Tensor) -> Result<()> {
     const OP: &str = "linear_residual";

@@ -18,7 +18,7 @@ pub(super) fn linear(x: &[f32], weight: &PackedLinear, m: usize, activation: Act
     out
 }
 
-/// residual [m, n] += gate [n] · linear(x).
+/// residual [m, n] += gate `[n]` · linear(x).
 pub(super) fn linear_residual(x: &[f32], weight: &PackedLinear, m: usize, gate: Option<&[f32]>, residual: &mut [f32]) {
     let n = weight.n();
     for (i, y) in linear(x, weight, m, Activation::None).into_iter().enumerate() {

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | meaning | y = activation((x − mean) · factor · weight + bias) per row; mean is 0 except for LayerNorm |
-//! | inputs | x [rows, d] f32 or bf16; weight, bias f32 [d] or [rows, d] |
+//! | inputs | x [rows, d] f32 or bf16; weight, bias f32 `[d]` or [rows, d] |
 //! | outputs | [rows, d] f32 or bf16, a new buffer |
 //! | preconditions | d > 0 |
 //! | reference | `reference.rs`; relative RMSE ≤ 1e-5 (f32: order of summation), ≤ 1e-2 (bf16: the result is rounded) |
@@ -37,7 +37,7 @@ pub(super) enum Norm {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spec<'a> {
     pub(super) norm: Norm,
-    /// [d] or [rows, d]
+    /// `[d]` or [rows, d]
     pub(super) weight: &'a [f32],
     /// As long as the weight.
     pub(super) bias: Option<&'a [f32]>,

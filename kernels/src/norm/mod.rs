@@ -10,7 +10,7 @@ use crate::simd::Isa;
 use crate::tensor::{Dtype, Tensor};
 use cpu::{Norm, Spec, normalise};
 
-/// LayerNorm over the last dimension: x [t, d] → [t, d] of dtype `out`; `weight` and `bias` [d] are optional.
+/// LayerNorm over the last dimension: x [t, d] → [t, d] of dtype `out`; `weight` and `bias` `[d]` are optional.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32, out: Dtype) -> Result<Tensor> {
     const OP: &str = "layer_norm";
     let (rows, d) = rows_of(OP, x)?;
@@ -25,7 +25,7 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
     Ok(Tensor::from_result(y, x.shape(), out))
 }
 
-/// `LayerNorm(x) · (1 + scale) + shift`: x [t, d]; scale and shift are [d] (one for all rows) or [t, d] (one per row).
+/// `LayerNorm(x) · (1 + scale) + shift`: x [t, d]; scale and shift are `[d]` (one for all rows) or [t, d] (one per row).
 pub fn layer_norm_modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32, out: Dtype) -> Result<Tensor> {
     const OP: &str = "layer_norm_modulate";
     let (rows, d) = rows_of(OP, x)?;
@@ -43,7 +43,7 @@ pub fn layer_norm_modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32,
     Ok(Tensor::from_result(y, x.shape(), out))
 }
 
-/// `x / √(mean(x²) + eps) · weight` over the last dimension: x [t, d], weight [d] (Wan norms q and k across all heads).
+/// `x / √(mean(x²) + eps) · weight` over the last dimension: x [t, d], weight `[d]` (Wan norms q and k across all heads).
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, out: Dtype) -> Result<Tensor> {
     const OP: &str = "rms_norm";
     let (rows, d) = rows_of(OP, x)?;
@@ -57,7 +57,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, out: Dtype) -> Result<Ten
 
 /// Wan VAE's RMS_norm: `x / max(‖x‖₂, 1e-12) · √c · gamma` over the channels of each pixel, then SiLU when `silu`.
 ///
-/// x [.., c] channels last, gamma [c] → the shape and dtype of x.
+/// x [.., c] channels last, gamma `[c]` → the shape and dtype of x.
 pub fn channel_norm_silu(x: &Tensor, gamma: &Tensor, silu: bool) -> Result<Tensor> {
     const OP: &str = "channel_norm_silu";
     let (rows, c) = rows_of(OP, x)?;

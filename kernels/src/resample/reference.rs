@@ -71,7 +71,7 @@ pub(super) fn backward_warp(image: &[f32], [h, w, c]: [usize; 3], flow: &[f32]) 
     out
 }
 
-/// a, b [pixels, c], mask [pixels] of logits → [pixels, c].
+/// a, b [pixels, c], mask `[pixels]` of logits → [pixels, c].
 pub(super) fn blend_mask(a: &[f32], b: &[f32], mask: &[f32], c: usize) -> Vec<f32> {
     let weight = |i: usize| 1.0 / (1.0 + (-mask[i / c]).exp());
     a.iter().zip(b).enumerate().map(|(i, (a, b))| a * weight(i) + b * (1.0 - weight(i))).collect()
