@@ -29,6 +29,7 @@ pub fn run(args: &[&str]) -> Output {
 
 /// Whether an outside program that some tests talk to is there. Without it those tests are skipped, unless
 /// `ZOETROPE_REQUIRE_ALL` is set: then they fail.
+#[allow(clippy::print_stderr, reason = "whoever runs the tests must see what was skipped")]
 pub fn is_installed(program: &str, probe: &mut Command) -> bool {
     let found = probe.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     assert!(found || std::env::var_os("ZOETROPE_REQUIRE_ALL").is_none(), "{program} is required and not installed");
@@ -92,11 +93,6 @@ impl Server {
         let pid = self.child.id().to_string();
         Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
         self.child.wait().expect("the server ends").success()
-    }
-
-    /// The data folder.
-    pub fn data_dir(&self) -> &Path {
-        self.dir.path()
     }
 
     /// A client with the operator's key.

@@ -20,8 +20,7 @@ impl FrameSize {
     pub fn checked(width: u32, height: u32) -> StageResult<Self> {
         let (short, long) = (width.min(height), width.max(height));
         let is_even = width.is_multiple_of(2) && height.is_multiple_of(2);
-        let fits = short >= limits::FRAME_SIDE_PX_MIN
-            && short <= limits::FRAME_SHORT_SIDE_PX_MAX
+        let fits = (limits::FRAME_SIDE_PX_MIN..=limits::FRAME_SHORT_SIDE_PX_MAX).contains(&short)
             && long <= limits::FRAME_SIDE_PX_MAX;
         if is_even && fits {
             return Ok(Self { width, height });

@@ -258,6 +258,6 @@ mod tests {
             }
         }
         assert_eq!(last, 1000);
-        assert_eq!(overall_permille(Stage::Diffuse, 5, 0), 700, "no division by zero");
+        assert_eq!(overall_permille(Stage::Diffuse, 5, 0), 30, "a stage without units is at its start");
     }
 }
