@@ -1,8 +1,8 @@
 //! The queue that owns the device.
 //!
 //! One OS thread runs all model code. Callers hand it sessions, each a sequence of steps, and await the outcome. Between
-//! any two steps the thread picks whose turn it is ([`fair`]), so a lane with a hundred sessions does not hold up a lane
-//! with one. Each step is measured and billed to its session ([`bill`]); cancellation and the job's budget are read
+//! any two steps the thread picks whose turn it is (`fair`), so a lane with a hundred sessions does not hold up a lane
+//! with one. Each step is measured and billed to its session (`bill`); cancellation and the job's budget are read
 //! before each step. There is no lock around a model and no thread per job.
 
 mod bill;

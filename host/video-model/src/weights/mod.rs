@@ -248,7 +248,7 @@ impl<'w> Scope<'w> {
         self.tensor(name, &[len], Dtype::F32)
     }
 
-    /// The linear layer `name` with `weight` [outputs, inputs] and `bias` [outputs], packed for products in `dtype`.
+    /// The linear layer `name` with `weight` `[outputs, inputs]` and `bias` `[outputs]`, packed for products in `dtype`.
     pub fn linear(&self, name: &str, inputs: usize, outputs: usize, dtype: Dtype) -> Result<PackedLinear> {
         let layer = self.at(name);
         let weight = layer.tensor("weight", &[outputs, inputs], dtype)?;
