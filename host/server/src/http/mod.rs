@@ -1,7 +1,7 @@
 //! What comes from outside: routes, authentication, limits on bodies, and the one map from domain errors to HTTP.
 //!
 //! The public face is the OpenAI Videos API; functions, usage and tenants are routes of our own. Handlers are thin: read
-//! what was sent into typed values ([`fields`], [`body`]), call the platform, show the result ([`view`]). Whatever a
+//! what was sent into typed values (`fields`, `body`), call the platform, show the result (`view`). Whatever a
 //! client sends is answered with the API's error envelope; what the host did wrong is logged under the request's id.
 
 mod auth;
