@@ -10,7 +10,7 @@ pub fn init(default_filter: &str) {
     let outcome = if std::io::stderr().is_terminal() {
         builder.compact().try_init()
     } else {
-        builder.json().flatten_event(true).try_init()
+        builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
     };
     // Only a second call can fail, and then logging is set up already.
     drop(outcome);
