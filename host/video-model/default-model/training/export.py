@@ -68,12 +68,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--last", action="store_true", help="the last weights instead of their average: better after a short run, which the average trails")
     args = parser.parse_args()
     saved = torch.load(args.run / "last.pt", map_location="cpu")
     state, vae_config = load_part(args.run / "vae")
     save_part(args.out / "vae", state, vae_config)
     encoder, transformer = TextEncoder(), VideoTransformer(vae_config["z_dim"])
-    weights = saved["average"]
+    weights = saved["weights"] if args.last else saved["average"]
     save_part(args.out / "transformer", {n.removeprefix("transformer."): v for n, v in weights.items() if n.startswith("transformer.")}, transformer.config)
     save_text(args.out, encoder, weights)
     save_index(args.out)

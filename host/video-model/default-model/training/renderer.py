@@ -173,7 +173,7 @@ def contact_sheet(clips, path, width=None):
     image = Image.fromarray(pixels.cpu().numpy())
     if width:
         image = image.resize((f * width, n * h * width // w), Image.LANCZOS)
-    image.save(path, optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
