@@ -147,8 +147,9 @@ fn squared_distance<S: Tiles, I: Element>(s: S, x: &[I], centre: f32) -> f32 {
     for at in (0..x.len()).step_by(S::LANES) {
         let n = S::LANES.min(x.len() - at);
         // SAFETY: at + n ≤ the slice's length.
-        let distance = s.sub(unsafe { load_up_to(s, x.as_ptr().add(at), n) }, shift);
-        let distance = math::keep_first(s, distance, n, 0.0);
+        let value = unsafe { load_up_to(s, x.as_ptr().add(at), n) };
+        // Lanes past n are loaded as zero: only a centre elsewhere moves them, and clearing them goes through memory.
+        let distance = if centre == 0.0 { value } else { math::keep_first(s, s.sub(value, shift), n, 0.0) };
         total = s.fma(distance, distance, total);
     }
     s.sum(total)

@@ -74,7 +74,9 @@ fn the_same_plan_gives_the_same_bytes_on_any_number_of_threads_and_another_seed_
     assert!(first == key_frames(&one, &cx(), &plan_7).unwrap(), "the same engine repeats itself");
     assert!(first == key_frames(&two, &cx(), &plan_7).unwrap(), "the number of threads changes nothing");
     let other_seed = key_frames(&one, &cx(), &plan(&one, |r| r.seed = Some(8))).unwrap();
-    assert!(compare(&first, &other_seed).unwrap().psnr_db < 30.0);
+    // Background, object and colour are the prompt's; where it moves is the seed's. Rounding alone stays above 50 dB.
+    let closeness = compare(&first, &other_seed).unwrap().psnr_db;
+    assert!(closeness < 40.0, "{closeness} dB");
     let other_prompt = plan(&one, |r| r.prompt = "a blue circle moves up on a white background".into());
     assert!(compare(&first, &key_frames(&one, &cx(), &other_prompt).unwrap()).unwrap().psnr_db < 30.0);
 }
