@@ -195,7 +195,7 @@ impl Block {
     fn refine(&self, first: &Prepared, last: &Prepared, t: f32, scale: usize, state: Option<State>) -> Result<State> {
         let Some(State { flows, carried }) = state else {
             let (a, b) = (reduce(&first.seen, scale)?, reduce(&last.seen, scale)?);
-            let out = self.forward(&concat_channels(&[&a, &b, &plane(&a, t)?])?)?;
+            let out = self.forward(&[&a, &b, &plane(&a, t)?])?;
             let flow = |at| -> Result<Tensor> {
                 Ok(linear_combination(&[(scale as f32, &enlarge(&slice_channels(&out, at, 2)?, scale)?)])?)
             };
@@ -206,7 +206,7 @@ impl Block {
         // The flow is told in pixels of the block's own resolution.
         let told = |flow| -> Result<Tensor> { Ok(linear_combination(&[(1.0 / scale as f32, &reduce(flow, scale)?)])?) };
         let input = [&a, &b, &plane(&a, t)?, &enlarge(&carried, 2)?, &told(&flows[0])?, &told(&flows[1])?];
-        let out = self.forward(&concat_channels(&input)?)?;
+        let out = self.forward(&input)?;
         let moved = |flow, at| -> Result<Tensor> {
             let change = enlarge(&slice_channels(&out, at, 2)?, scale)?;
             Ok(linear_combination(&[(1.0, flow), (scale as f32, &change)])?)
@@ -215,9 +215,11 @@ impl Block {
         Ok(State { flows, carried: slice_channels(&out, FLOW, 1 + CARRIED)? })
     }
 
-    /// The network itself, [h, w, inputs] → [h, w, 13] in f32: change of flow (4), mask (1), carried (8).
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let mut x = input.to_dtype(self.dtype);
+    /// The network itself, its inputs [h, w, ·] joined → [h, w, 13] in f32: change of flow (4), mask (1), carried (8).
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        // Narrowed before they are joined: at full size the joined input is the largest tensor of all.
+        let inputs: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(self.dtype)).collect();
+        let mut x = concat_channels(&inputs.iter().collect::<Vec<_>>())?;
         for conv in &self.down {
             x = conv2d(&x, conv, LEAKY, None)?;
         }

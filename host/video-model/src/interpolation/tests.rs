@@ -128,3 +128,33 @@ fn blending_is_the_weighted_mean() {
     let (a, b) = (Frame::new(size, vec![0, 100, 255]).unwrap(), Frame::new(size, vec![100, 100, 0]).unwrap());
     assert_eq!(blend(&a, &b, 0.25).rgb(), [25, 100, 191]);
 }
+
+/// A textured disc that moves by (8, -4) pixels from time 0 to 1 over a still background.
+fn moving_disc(time: f32) -> Frame {
+    let size = FrameSize { width: 128, height: 96 };
+    let value = |i: u32| {
+        let (x, y, c) = ((i / 3 % size.width) as f32, (i / 3 / size.width) as f32, (i % 3) as f32);
+        let (u, v) = (x - 8.0 * time, y + 4.0 * time);
+        let distance = ((u - 57.6).powi(2) + (v - 52.8).powi(2)).sqrt();
+        let background = 0.4 + 0.3 * (0.05 * x + 0.03 * y + c).sin();
+        let disc = 0.6 + 0.25 * (0.19 * u + 0.12 * v + 2.0 * c).sin() * (0.16 * v - 0.07 * u + c).sin();
+        background + (disc - background) * (26.9 - distance + 0.5).clamp(0.0, 1.0)
+    };
+    let rgb = (0..size.width * size.height * 3).map(|i| (value(i) * 255.0).round() as u8).collect();
+    Frame::new(size, rgb).unwrap()
+}
+
+#[test]
+fn the_shipped_interpolator_beats_blending_by_more_than_3_db() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/default-model/interpolator");
+    let interpolator = Interpolator::load(&ModelFiles::Folder(folder.into()), Dtype::Bf16).unwrap();
+    let (first, last) = (moving_disc(0.0), moving_disc(1.0));
+    let prepared = [&first, &last].map(|frame| interpolator.prepare(frame).unwrap());
+    for t in [0.25, 0.5, 0.7] {
+        let truth = [moving_disc(t)];
+        let psnr_db = |frame: Frame| crate::quality::compare(&truth, &[frame]).unwrap().psnr_db;
+        let made = psnr_db(interpolator.between(&prepared[0], &prepared[1], t).unwrap());
+        let blended = psnr_db(blend(&first, &last, t));
+        assert!(made > blended + 3.0, "t {t}: {made} dB, blending {blended} dB");
+    }
+}
