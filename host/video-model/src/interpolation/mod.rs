@@ -4,14 +4,16 @@ mod network;
 mod sequence;
 #[cfg(test)]
 mod tests;
+mod two_scales;
 
 pub use sequence::{Moment, moments};
 
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use kernels::{Dtype, Tensor};
-use network::{IfNet, IfNetConfig, Prepared, SIDE_MULTIPLE};
+use network::{IfNet, IfNetConfig};
 use pipeline::{Frame, FrameSize};
+use two_scales::{PreparedScales, between, prepare, side_multiple};
 
 /// Makes the frame at any time between two pictures of one size.
 pub struct Interpolator {
@@ -23,7 +25,7 @@ pub struct Interpolator {
 #[derive(Debug, Clone)]
 pub struct PreparedFrame {
     size: FrameSize,
-    prepared: Prepared,
+    prepared: PreparedScales,
 }
 
 impl Interpolator {
@@ -44,7 +46,7 @@ impl Interpolator {
 
     /// Computes once what every frame next to this picture needs.
     pub fn prepare(&self, frame: &Frame) -> Result<PreparedFrame> {
-        Ok(PreparedFrame { size: frame.size(), prepared: self.network.prepare(padded(frame)?)? })
+        Ok(PreparedFrame { size: frame.size(), prepared: prepare(&self.network, padded(frame)?, frame.size())? })
     }
 
     /// The frame at `t` (0 is `first`, 1 is `last`).
@@ -53,7 +55,7 @@ impl Interpolator {
             let message = format!("pictures of {} and {} have no frame between them", first.size, last.size);
             return Err(ModelError::Input(message));
         }
-        unpadded(&self.network.forward(&first.prepared, &last.prepared, t, |_, _| ())?, first.size)
+        unpadded(&between(&self.network, &first.prepared, &last.prepared, t)?, first.size)
     }
 }
 
@@ -70,7 +72,8 @@ pub fn blend(first: &Frame, last: &Frame, t: f32) -> Frame {
 /// RGB bytes to [h, w, 3] in 0..=1, with zeros to the right and below up to the next multiple.
 fn padded(frame: &Frame) -> Result<Tensor> {
     let (width, height) = (frame.size().width as usize, frame.size().height as usize);
-    let (w, h) = (width.next_multiple_of(SIDE_MULTIPLE), height.next_multiple_of(SIDE_MULTIPLE));
+    let multiple = side_multiple(frame.size());
+    let (w, h) = (width.next_multiple_of(multiple), height.next_multiple_of(multiple));
     let mut values = vec![0.0; h * w * 3];
     for (out, row) in values.chunks_exact_mut(w * 3).zip(frame.rgb().chunks_exact(width * 3)) {
         out.iter_mut().zip(row).for_each(|(o, &byte)| *o = f32::from(byte) / 255.0);

@@ -95,14 +95,26 @@ impl IfNet {
         Ok(Prepared { seen: concat_channels(&[&image, &self.head.forward(&image)?])?, image })
     }
 
-    /// The frame at `t` in 0..=1, not clamped. `trace` sees each block's flows and its mask [h/scale, w/scale, 1].
+    /// The frame at `t` in 0..=1, not clamped. `trace` as in `find`.
     pub(super) fn forward(
         &self,
         first: &Prepared,
         last: &Prepared,
         t: f32,
-        mut trace: impl FnMut(&[Tensor; 2], &Tensor),
+        trace: impl FnMut(&[Tensor; 2], &Tensor),
     ) -> Result<Tensor> {
+        let found = self.find(first, last, t, trace)?;
+        found.blend(&found.warp(first, last)?)
+    }
+
+    /// What lies at `t` in 0..=1. `trace` sees each block's flows and its mask [h/scale, w/scale, 1].
+    pub(super) fn find(
+        &self,
+        first: &Prepared,
+        last: &Prepared,
+        t: f32,
+        mut trace: impl FnMut(&[Tensor; 2], &Tensor),
+    ) -> Result<Found> {
         let mut state: Option<State> = None;
         for (scale, block) in &self.blocks {
             let next = block.refine(first, last, t, *scale, state)?;
@@ -110,18 +122,43 @@ impl IfNet {
             state = Some(next);
         }
         let State { flows, carried } = state.ok_or_else(|| ModelError::Input("an IFNet without blocks".to_owned()))?;
-        let (a, b) = (backward_warp(&first.image, &flows[0])?, backward_warp(&last.image, &flows[1])?);
-        Ok(blend_mask(&a, &b, &slice_channels(&carried, 0, 1)?)?)
+        Ok(Found { flows, mask: slice_channels(&carried, 0, 1)? })
+    }
+}
+
+/// The network's answer for one t.
+pub(super) struct Found {
+    /// From the frame at t to the first picture and to the last: each [h, w, 2] in pixels, x then y.
+    flows: [Tensor; 2],
+    /// How much of the first picture to take, before its sigmoid: [h, w, 1].
+    mask: Tensor,
+}
+
+impl Found {
+    /// The same motion at twice the size.
+    pub(super) fn doubled(&self) -> Result<Self> {
+        let double = |flow| -> Result<Tensor> { Ok(linear_combination(&[(2.0, &enlarge(flow, 2)?)])?) };
+        Ok(Self { flows: [double(&self.flows[0])?, double(&self.flows[1])?], mask: enlarge(&self.mask, 2)? })
+    }
+
+    /// Moves both pictures to t: (first, last), each [h, w, 3].
+    pub(super) fn warp(&self, first: &Prepared, last: &Prepared) -> Result<(Tensor, Tensor)> {
+        Ok((backward_warp(&first.image, &self.flows[0])?, backward_warp(&last.image, &self.flows[1])?))
+    }
+
+    /// The frame at t, not clamped, of the pictures moved there.
+    pub(super) fn blend(&self, (a, b): &(Tensor, Tensor)) -> Result<Tensor> {
+        Ok(blend_mask(a, b, &self.mask)?)
     }
 }
 
 /// x at 1/scale of its size.
-fn reduce(x: &Tensor, scale: usize) -> Result<Tensor> {
+pub(super) fn reduce(x: &Tensor, scale: usize) -> Result<Tensor> {
     let (h, w) = sides(x);
     if scale == 1 { Ok(x.clone()) } else { Ok(resize_bilinear(x, h / scale, w / scale)?) }
 }
 
-fn enlarge(x: &Tensor, factor: usize) -> Result<Tensor> {
+pub(super) fn enlarge(x: &Tensor, factor: usize) -> Result<Tensor> {
     let (h, w) = sides(x);
     if factor == 1 { Ok(x.clone()) } else { Ok(resize_bilinear(x, h * factor, w * factor)?) }
 }

@@ -1,4 +1,4 @@
-//! Parity with an independent RIFE 4.25 (tests/parity/ifnet.py), at random weights and tiny widths.
+//! Parity with an independent RIFE 4.25 (tests/parity/ifnet.py): random weights at tiny widths, and the shipped ones.
 
 use super::*;
 use crate::weights::Weights;
@@ -7,19 +7,31 @@ use safetensors::SafeTensors;
 const TINY: &[u8] =
     include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/goldens/ifnet_tiny.safetensors"));
 
+const SHIPPED: &[u8] =
+    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/goldens/ifnet_default.safetensors"));
+const SHIPPED_FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/default-model/interpolator");
+
 struct Golden {
     file: SafeTensors<'static>,
     config: IfNetConfig,
+    weights: Weights,
+    /// Where the weights lie among the tensors of their file.
+    scope: &'static str,
 }
 
 impl Golden {
     fn tiny() -> Self {
-        let (_, metadata) = SafeTensors::read_metadata(TINY).unwrap();
-        let metadata = metadata.metadata().clone().unwrap();
-        Self {
-            file: SafeTensors::deserialize(TINY).unwrap(),
-            config: serde_json::from_str(&metadata["config"]).unwrap(),
-        }
+        Self::new(TINY, Weights::from_bytes("ifnet_tiny", TINY).unwrap(), "weights")
+    }
+
+    fn shipped() -> Self {
+        Self::new(SHIPPED, ModelFiles::Folder(SHIPPED_FOLDER.into()).weights("").unwrap(), "")
+    }
+
+    fn new(bytes: &'static [u8], weights: Weights, scope: &'static str) -> Self {
+        let (_, metadata) = SafeTensors::read_metadata(bytes).unwrap();
+        let config = serde_json::from_str(&metadata.metadata().clone().unwrap()["config"]).unwrap();
+        Self { file: SafeTensors::deserialize(bytes).unwrap(), config, weights, scope }
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
@@ -37,8 +49,7 @@ impl Golden {
     }
 
     fn network(&self, dtype: Dtype) -> IfNet {
-        let weights = Weights::from_bytes("ifnet_tiny", TINY).unwrap();
-        IfNet::load(&weights.scope("weights"), &self.config, dtype).unwrap()
+        IfNet::load(&self.weights.scope(self.scope), &self.config, dtype).unwrap()
     }
 }
 
@@ -62,8 +73,7 @@ fn sampled(x: &Tensor) -> Vec<f32> {
     out
 }
 
-fn output_error(dtype: Dtype, t: f32) -> f64 {
-    let golden = Golden::tiny();
+fn output_error(golden: &Golden, dtype: Dtype, t: f32) -> f64 {
     let network = golden.network(dtype);
     let (first, last) = (golden.frame("input.first"), golden.frame("input.last"));
     let prepare = |frame: &Frame| network.prepare(padded(frame).unwrap()).unwrap();
@@ -81,7 +91,7 @@ fn output_error(dtype: Dtype, t: f32) -> f64 {
 fn ifnet_in_f32_agrees_with_the_oracle_at_two_times() {
     for t in [0.5, 0.3] {
         // Float32 in another order of sums: errors near 1e-5; a wrong detail is above 1e-2.
-        let error = output_error(Dtype::F32, t);
+        let error = output_error(&Golden::tiny(), Dtype::F32, t);
         assert!(error < 1e-3, "t {t}: relative RMSE {error}");
     }
 }
@@ -89,8 +99,20 @@ fn ifnet_in_f32_agrees_with_the_oracle_at_two_times() {
 #[test]
 fn ifnet_in_bf16_stays_close_to_the_oracle() {
     // Eight bits of mantissa in every convolution, and flows of several pixels that magnify them.
-    let error = output_error(Dtype::Bf16, 0.5);
+    let error = output_error(&Golden::tiny(), Dtype::Bf16, 0.5);
     assert!(error < 2e-2, "relative RMSE {error}");
+}
+
+#[test]
+fn the_shipped_interpolator_agrees_with_the_oracle() {
+    let golden = Golden::shipped();
+    for t in [0.5, 0.25] {
+        // As above: the order of float32 sums, and eight bits of mantissa.
+        for (dtype, limit) in [(Dtype::F32, 1e-3), (Dtype::Bf16, 2e-2)] {
+            let error = output_error(&golden, dtype, t);
+            assert!(error < limit, "{dtype:?} at {t}: relative RMSE {error}");
+        }
+    }
 }
 
 #[test]
@@ -146,8 +168,7 @@ fn moving_disc(time: f32) -> Frame {
 
 #[test]
 fn the_shipped_interpolator_beats_blending_by_more_than_3_db() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/default-model/interpolator");
-    let interpolator = Interpolator::load(&ModelFiles::Folder(folder.into()), Dtype::Bf16).unwrap();
+    let interpolator = Interpolator::load(&ModelFiles::Folder(SHIPPED_FOLDER.into()), Dtype::Bf16).unwrap();
     let (first, last) = (moving_disc(0.0), moving_disc(1.0));
     let prepared = [&first, &last].map(|frame| interpolator.prepare(frame).unwrap());
     for t in [0.25, 0.5, 0.7] {
