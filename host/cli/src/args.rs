@@ -51,7 +51,7 @@ Examples:
 Examples:
   zoetrope generate --prompt \"a blue circle moves left\" --out a.mp4
   zoetrope generate --prompt \"a red star grows\" --image first.png --seed 7 --out a.mp4
-  zoetrope generate --prompt \"a green heart grows\" --frames 16 --size 512x512 --out frames/")]
+  zoetrope generate --prompt \"a green heart grows\" --seconds 4 --size 720x480 --out frames/")]
     Generate(Box<Generate>),
 
     /// Put frames between the frames of a video.
