@@ -117,7 +117,7 @@ async fn given_key_frames(
 }
 
 /// Runs one stage and tells the job's progress how long it took, also when it failed.
-async fn timed<T>(cx: &StageContext, stage: Stage, run: impl Future<Output = StageResult<T>>) -> StageResult<T> {
+pub async fn timed<T>(cx: &StageContext, stage: Stage, run: impl Future<Output = StageResult<T>>) -> StageResult<T> {
     let start = Instant::now();
     let outcome = run.await;
     cx.progress.finished(stage, start.elapsed().as_millis() as u64);

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::platform::{OpenError, start_engine};
 use media::frames_dir::{FramesDirWriter, read_frames_dir, write_png_dir};
 use media::{EncodeSettings, FrameRate, Mp4Encoder, VideoEncoder, VideoReader};
+use pipeline::life::timed;
 use pipeline::{
     Condition, Diffuse, EncodeVideo, Frame, Frames, GenerationPlan, GenerationRequest, GivenKeyFrame, Interpolate,
     ModelDefaults, Stage, StageContext, StageError, StageResult, limits,
@@ -211,14 +212,6 @@ fn given(plan: &GenerationPlan, first: Option<&Path>, last: Option<&Path>) -> St
     let first = first.map(|path| picture(path, 0));
     let last = last.map(|path| picture(path, plan.key_frames - 1));
     first.into_iter().chain(last).collect()
-}
-
-/// Runs one stage and says how long it took.
-async fn timed<T>(cx: &StageContext, stage: Stage, run: impl Future<Output = StageResult<T>>) -> StageResult<T> {
-    let start = Instant::now();
-    let outcome = run.await;
-    cx.progress.finished(stage, start.elapsed().as_millis() as u64);
-    outcome
 }
 
 fn is_mp4(path: &Path) -> bool {
