@@ -65,6 +65,18 @@ pub(super) struct Prepared {
     seen: Tensor,
 }
 
+impl Prepared {
+    /// The picture itself, [h, w, 3].
+    pub(super) fn image(&self) -> &Tensor {
+        &self.image
+    }
+
+    /// The mean of two pictures at `t`, nothing moved.
+    pub(super) fn cross_fade(&self, last: &Self, t: f32) -> Result<Tensor> {
+        Ok(linear_combination(&[(1.0 - t, &self.image), (t, &last.image)])?)
+    }
+}
+
 pub(super) struct IfNet {
     head: Head,
     blocks: Vec<(usize, Block)>,
