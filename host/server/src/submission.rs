@@ -115,7 +115,6 @@ impl Platform {
         let flow = self.checked_flow(&submission.tenant, submission.flow).await?;
         let effects = self.checked_effects(&submission.tenant, submission.effects).await?;
         let (images, input_bytes) = self.store_images(&submission.tenant, submission.images).await?;
-        let kept: Vec<ObjectKey> = images.iter().map(|image| image.object.clone()).collect();
         let admission = Admission {
             tenant: submission.tenant,
             spec: JobSpec { request, images, flow, effects },
@@ -124,13 +123,9 @@ impl Platform {
             remixed_from: submission.remixed_from,
             idempotency: submission.idempotency,
         };
-        let admitted = self.jobs.admit(admission).await;
-        if admitted.is_err() {
-            // Pictures are content-addressed: one that another job needs too would vanish under it, so they stay
-            // until the tenant's next clean-up rather than being removed here.
-            tracing::debug!(pictures = kept.len(), "a refused request leaves its pictures behind");
-        }
-        Ok(admitted?)
+        // A refusal leaves its pictures where they are: they are named by their content, and removing one could take it
+        // from another job that was sent the same picture.
+        Ok(self.jobs.admit(admission).await?)
     }
 
     /// The request with its seed fixed, so that a job that runs again after a crash makes the same video.
