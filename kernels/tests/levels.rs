@@ -92,6 +92,27 @@ proptest! {
     }
 
     #[test]
+    fn int8_linear_gives_the_same_bits_at_every_level(
+        seed: u64, m in 1usize..70, n in 1usize..150, k in 1usize..300, input in dtypes(), gated: bool,
+    ) {
+        let (weight, bias) = (noise(seed, &[n, k], Dtype::F32), noise(seed ^ 1, &[n], Dtype::F32));
+        let weight = PackedLinear::int8(&weight, Some(&bias)).unwrap();
+        let (x, gate) = (noise(seed ^ 2, &[m, k], input), noise(seed ^ 3, &[n], Dtype::F32));
+        let start = noise(seed ^ 4, &[m, n], Dtype::F32);
+        let run = || -> Result<[Vec<f32>; 2]> {
+            let y = kernels::linear(&x, &weight, Activation::LeakyRelu(0.25), Dtype::Bf16)?;
+            let mut residual = start.clone();
+            kernels::linear_residual(&x, &weight, gated.then_some(&gate), &mut residual)?;
+            Ok([y.to_vec_f32(), residual.to_vec_f32()])
+        };
+        let reference = simd::force(Level::Reference, run).unwrap().unwrap();
+        for level in simd::available() {
+            prop_assert!(simd::force(level, run).unwrap().unwrap() == reference, "{level:?} at {m}x{n}x{k}");
+        }
+        all_levels_agree(Dtype::F32, || kernels::linear(&x, &weight, Activation::GeluTanh, Dtype::F32))?;
+    }
+
+    #[test]
     fn attention_agrees_with_masks_and_bias(
         seed: u64, tq in 1usize..60, tk in 1usize..90, heads in 1usize..4, head_dim in 1usize..70,
         masked in 0usize..5, dtype in dtypes(), biased: bool,
@@ -241,6 +262,19 @@ fn model_sized_operations_agree() {
         let x = noise(6, &[5, 2100, 4], dtype);
         all_levels_agree(dtype, || kernels::conv2d(&x, &weight, Activation::None, None)).unwrap();
     }
+}
+
+/// 8 bits for the weight and 8 for the activations, of uniform values: each adds about 1/127/√12 of the largest value, which
+/// is √3 times the root mean square.
+#[test]
+fn int8_products_are_within_one_percent_of_exact_ones() {
+    let (weight, x) = (noise(1, &[384, 512], Dtype::F32), noise(2, &[200, 512], Dtype::F32));
+    let exact = PackedLinear::new(&weight, None, Dtype::F32).unwrap();
+    let int8 = PackedLinear::int8(&weight, None).unwrap();
+    let y = kernels::linear(&x, &int8, Activation::None, Dtype::F32).unwrap();
+    let error = relative_rmse(&y, &kernels::linear(&x, &exact, Activation::None, Dtype::F32).unwrap());
+    assert!(error > 1e-4 && error < 1e-2, "relative RMSE {error:.2e}");
+    assert!(int8.stored_bytes() * 3 < exact.stored_bytes());
 }
 
 #[test]

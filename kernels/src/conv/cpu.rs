@@ -84,7 +84,8 @@ pub(super) fn conv_into<T: Element>(
     if is_pointwise(call) && placement.pixel == kernel.cout() {
         let (m, n) = (call.frames.len() * call.source[0] * call.source[1], kernel.cout());
         let bias = kernel.bias.as_deref();
-        let finish = Finish { n, bias, gate: None, residual, activation: call.activation, out, row_stride: n };
+        let finish =
+            Finish { n, scales: None, bias, gate: None, residual, activation: call.activation, out, row_stride: n };
         return linear_product(isa, &input.to_dtype(dtype), m, &kernel.matrix, finish);
     }
     match dtype {
@@ -142,6 +143,7 @@ fn run_strips<W: Element, T: Element>(
                 panels: 0..kernel.cout().div_ceil(PANEL),
                 finish: Finish {
                     n: kernel.cout(),
+                    scales: None,
                     bias: kernel.bias.as_deref(),
                     gate: None,
                     residual: residual.map(|r| r.get().wrapping_add(at).cast_const()),

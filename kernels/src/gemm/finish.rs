@@ -15,11 +15,23 @@ pub(crate) trait Epilogue {
     unsafe fn store<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize, columns: usize, tile: *const f32);
 }
 
+/// What the i32 sums of an int8 product stand for: (sum + correction of the column) · scale of the row · scale of the column.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scales<'a> {
+    /// One per row of the result.
+    pub(crate) rows: &'a [f32],
+    /// At least n values, padded to whole panels; so are the corrections.
+    pub(crate) columns: &'a [f32],
+    pub(crate) corrections: &'a [i32],
+}
+
 /// `out = activation((tile + bias) · gate + residual)`, stored as `T`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Finish<'a, T> {
     /// Columns of the result.
     pub(crate) n: usize,
+    /// For int8 products, from the result's row 0 on.
+    pub(crate) scales: Option<Scales<'a>>,
     /// At least n values, padded to whole panels; so is the gate.
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) gate: Option<&'a [f32]>,
@@ -99,11 +111,21 @@ impl<T: Element> Finish<'_, T> {
             let bias = self.bias.map_or(s.splat(0.0), |b| unsafe { s.load(b.as_ptr().add(column)) });
             // SAFETY: as above.
             let gate = self.gate.map(|g| unsafe { s.load(g.as_ptr().add(column)) });
+            // SAFETY: as above; corrections are as wide as floats.
+            let scales = self.scales.map(|scales| unsafe {
+                let corrections = s.load(scales.corrections.as_ptr().add(column).cast());
+                (scales.rows, s.load(scales.columns.as_ptr().add(column)), corrections)
+            });
             for r in 0..place.rows {
                 let at = (place.row + r) * self.row_stride + column;
-                // SAFETY: the tile is readable; `valid` keeps reads and writes within the n columns of the result.
+                // SAFETY: the tile is readable; there is a scale for every row; `valid` keeps reads and writes within the n columns of the result.
                 unsafe {
-                    let mut value = s.add(s.load(place.tile.add(r * place.columns + c)), bias);
+                    let mut value = s.load(place.tile.add(r * place.columns + c));
+                    if let Some((rows, scale, corrections)) = scales {
+                        let sum = s.sum_of_ints(value, corrections);
+                        value = s.mul(s.mul(sum, s.splat(*rows.get_unchecked(place.row + r))), scale);
+                    }
+                    value = s.add(value, bias);
                     if let Some(gate) = gate {
                         value = s.mul(value, gate);
                     }

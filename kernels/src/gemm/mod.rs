@@ -6,11 +6,13 @@
 
 mod finish;
 mod product;
+mod quantise;
 mod tile;
 
-pub(crate) use finish::{Epilogue, Finish};
+pub(crate) use finish::{Epilogue, Finish, Scales};
 pub(crate) use product::{Rows, linear_product, padded_vector};
-pub(crate) use tile::{Bf16Product, F32Product, Product, Tile, Tiles};
+pub(crate) use quantise::QuantisedRows;
+pub(crate) use tile::{Bf16Product, F32Product, Int8Product, Product, Tile, Tiles};
 
 use std::cell::Cell;
 use std::ops::Range;

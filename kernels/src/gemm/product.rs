@@ -1,8 +1,10 @@
 //! The parallel driver for products of a dense matrix.
 #![allow(unsafe_code, reason = "tasks write disjoint rows and columns of one output")]
 
-use super::{Bf16Product, F32Product, Finish, Left, Product, Segment, Tiles, block};
-use crate::packed::{PANEL, PackedMatrix};
+use super::{
+    Bf16Product, F32Product, Finish, Int8Product, Left, Product, QuantisedRows, Scales, Segment, Tiles, block,
+};
+use crate::packed::{Format, PANEL, PackedMatrix};
 use crate::parallel::{self, Shared};
 use crate::simd::{Element, Isa, Kernel};
 use crate::tensor::{Dtype, Tensor};
@@ -13,15 +15,27 @@ const TASK_ROWS_MIN: usize = 24;
 
 /// `x` [m, k] times `weight`, finished into `finish.out`, which must have m rows at `finish.row_stride`.
 ///
-/// x has the weight's dtype; the caller has checked the shapes.
+/// x has the weight's dtype, or any for an int8 weight, whose `finish.scales` then gets x's row scales; the caller has
+/// checked the shapes.
 pub(crate) fn linear_product<T: Element>(isa: Isa, x: &Tensor, m: usize, weight: &PackedMatrix, finish: Finish<'_, T>) {
     let k = weight.k();
+    if weight.format() == Format::Int8 {
+        let x = QuantisedRows::new(isa, x, m, k);
+        let scales = finish.scales.map(|scales| Scales { rows: &x.scales, ..scales });
+        return product_of_words(isa, x.words.as_ptr(), m, weight, Finish { scales, ..finish });
+    }
     let x = if weight.dtype() == Dtype::Bf16 && k % 2 == 1 { x.with_zero_column(m, k) } else { x.clone() };
     let words = match weight.dtype() {
         Dtype::F32 => x.as_f32().map(|v| v.as_ptr().cast::<u32>()),
         Dtype::Bf16 => x.as_bf16().map(|v| v.as_ptr().cast::<u32>()),
     };
     let Some(words) = words else { unreachable!("the caller converts x to the weight's dtype") };
+    product_of_words(isa, words, m, weight, finish);
+}
+
+/// [`linear_product`] of m rows of words.
+fn product_of_words<T: Element>(isa: Isa, words: *const u32, m: usize, weight: &PackedMatrix, finish: Finish<'_, T>) {
+    let k = weight.k();
     let steps = weight.steps();
     let panels = weight.n().div_ceil(PANEL);
 
@@ -32,7 +46,7 @@ pub(crate) fn linear_product<T: Element>(isa: Isa, x: &Tensor, m: usize, weight:
     let shared = SharedRows { words: Shared::new_const(words), out: Shared::from_pointer(finish.out) };
     let residual = finish.residual.map(Shared::new_const);
     let (bias, gate, activation) = (finish.bias, finish.gate, finish.activation);
-    let (n, row_stride) = (finish.n, finish.row_stride);
+    let (n, scales, row_stride) = (finish.n, finish.scales, finish.row_stride);
 
     parallel::for_each(row_tasks * panel_tasks, 2 * m * k * weight.n() / 16, |task| {
         let first = task / panel_tasks * rows;
@@ -47,12 +61,14 @@ pub(crate) fn linear_product<T: Element>(isa: Isa, x: &Tensor, m: usize, weight:
         let offset = first * row_stride;
         let out = shared.out.get().wrapping_add(offset);
         let residual = residual.map(|r| r.get().wrapping_add(offset).cast_const());
+        let rows = rows.min(m - first);
+        let scales = scales.map(|scales| Scales { rows: &scales.rows[first..first + rows], ..scales });
         isa.run(Rows {
             left,
-            rows: rows.min(m - first),
+            rows,
             right: weight,
             panels: panels * split / panel_tasks..panels * (split + 1) / panel_tasks,
-            finish: Finish { n, bias, gate, residual, activation, out, row_stride },
+            finish: Finish { n, scales, bias, gate, residual, activation, out, row_stride },
         });
     });
 }
@@ -76,9 +92,10 @@ impl<T: Element> Kernel for Rows<'_, T> {
 
     #[inline(always)]
     fn run<S: Tiles>(self, s: S) {
-        match self.right.dtype() {
-            Dtype::F32 => self.multiply::<S, F32Product>(s),
-            Dtype::Bf16 => self.multiply::<S, Bf16Product>(s),
+        match self.right.format() {
+            Format::F32 => self.multiply::<S, F32Product>(s),
+            Format::Bf16 => self.multiply::<S, Bf16Product>(s),
+            Format::Int8 => self.multiply::<S, Int8Product>(s),
         }
     }
 }
@@ -91,9 +108,9 @@ impl<T: Element> Rows<'_, T> {
     }
 }
 
-/// A bias or gate with zeros up to whole panels, so that tiles can read it without a tail.
-pub(crate) fn padded_vector(mut values: Vec<f32>) -> Vec<f32> {
+/// One value per column with zeros up to whole panels, so that tiles can read it without a tail.
+pub(crate) fn padded_vector<V: Copy + Default>(mut values: Vec<V>) -> Vec<V> {
     let padded = values.len().next_multiple_of(PANEL);
-    values.resize(padded, 0.0);
+    values.resize(padded, V::default());
     values
 }

@@ -3,10 +3,10 @@
 //! | | |
 //! |---|---|
 //! | meaning | out`[r]``[c]` = Σ over segments, steps: dot(A word, B word) |
-//! | inputs | A: `rows` rows of words (f32, or pairs of bf16) at any alignment; B: a packed panel, `b_stride` words per step |
-//! | output | f32 [rows, vectors · LANES], dense, written once |
+//! | inputs | A: `rows` rows of words (f32, pairs of bf16, fours of int8) at any alignment; B: a packed panel, `b_stride` words per step |
+//! | output | f32, or i32 as bits for int8, [rows, vectors · LANES], dense, written once |
 //! | preconditions | rows ≤ `tile_rows(vectors)`, vectors ≤ `TILE_VECTORS` |
-//! | reference | `linear::reference`; relative RMSE ≤ 1e-5 (f32: order of summation), ≤ 1e-2 (bf16: rounded results) |
+//! | reference | `linear::reference`; relative RMSE ≤ 1e-5 (f32: order of summation), ≤ 1e-2 (bf16: rounded results), exact (int8) |
 //! | bound by | arithmetic: 2·rows·columns·k FLOP over 4·(rows + columns) bytes per step |
 //! | benchmark | `linear` |
 #![allow(unsafe_code, reason = "the innermost loop reads through raw pointers")]
@@ -14,6 +14,7 @@
 use std::cell::Cell;
 
 use super::Segment;
+use crate::packed::Format;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{
     Avx2, amx,
@@ -23,7 +24,7 @@ use crate::simd::{Portable, Simd};
 
 /// How two words are multiplied.
 pub(crate) trait Product: Copy {
-    const IS_BF16: bool;
+    const FORMAT: Format;
     fn dot<S: Simd>(s: S, acc: S::F, a: S::W, b: S::W) -> S::F;
 }
 
@@ -35,8 +36,12 @@ pub(crate) struct F32Product;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bf16Product;
 
+/// Words are four bytes, those of A unsigned; sums are i32, as bits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Int8Product;
+
 impl Product for F32Product {
-    const IS_BF16: bool = false;
+    const FORMAT: Format = Format::F32;
 
     #[inline(always)]
     fn dot<S: Simd>(s: S, acc: S::F, a: S::W, b: S::W) -> S::F {
@@ -45,11 +50,20 @@ impl Product for F32Product {
 }
 
 impl Product for Bf16Product {
-    const IS_BF16: bool = true;
+    const FORMAT: Format = Format::Bf16;
 
     #[inline(always)]
     fn dot<S: Simd>(s: S, acc: S::F, a: S::W, b: S::W) -> S::F {
         s.dot_bf16(acc, a, b)
+    }
+}
+
+impl Product for Int8Product {
+    const FORMAT: Format = Format::Int8;
+
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, acc: S::F, a: S::W, b: S::W) -> S::F {
+        s.dot_int8(acc, a, b)
     }
 }
 
@@ -161,32 +175,38 @@ impl Tiles for Avx512<PLAIN> {
     avx512_tiles!(avx512_tile);
 }
 
-/// bf16 on matrix tiles, f32 as on the other tiers.
+/// bf16 and int8 on matrix tiles, f32 as on the other tiers.
 #[cfg(target_arch = "x86_64")]
 impl Tiles for Avx512<AMX> {
     const TILE_VECTORS: usize = 4;
 
     fn tile_rows<P: Product>(vectors: usize) -> usize {
-        if P::IS_BF16 { 2 * amx::TILE } else { Avx512::<PLAIN>::tile_rows::<P>(vectors) }
+        if is_f32::<P>() { Avx512::<PLAIN>::tile_rows::<P>(vectors) } else { 2 * amx::TILE }
     }
 
     fn tile_vectors<P: Product>() -> usize {
-        if P::IS_BF16 { 2 } else { Self::TILE_VECTORS }
+        if is_f32::<P>() { Self::TILE_VECTORS } else { 2 }
     }
 
     #[inline(always)]
     unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>) {
         // SAFETY: the same contract; `self` proves that the instructions are available, and this tier includes the plain one.
         unsafe {
-            match (P::IS_BF16, vectors, rows > amx::TILE) {
-                (false, ..) => self.plain().tile::<P>(rows, vectors, tile),
-                (true, 1, false) => amx_tile::<1, 1>(self, rows, tile),
-                (true, 1, true) => amx_tile::<2, 1>(self, rows, tile),
-                (true, _, false) => amx_tile::<1, 2>(self, rows, tile),
-                (true, _, true) => amx_tile::<2, 2>(self, rows, tile),
+            match (is_f32::<P>(), vectors, rows > amx::TILE) {
+                (true, ..) => self.plain().tile::<P>(rows, vectors, tile),
+                (false, 1, false) => amx_tile::<P, 1, 1>(self, rows, tile),
+                (false, 1, true) => amx_tile::<P, 2, 1>(self, rows, tile),
+                (false, _, false) => amx_tile::<P, 1, 2>(self, rows, tile),
+                (false, _, true) => amx_tile::<P, 2, 2>(self, rows, tile),
             }
         }
     }
+}
+
+/// The format that matrix tiles do not multiply.
+#[cfg(target_arch = "x86_64")]
+fn is_f32<P: Product>() -> bool {
+    P::FORMAT == Format::F32
 }
 
 /// 12 accumulators of 16 registers.
@@ -221,7 +241,7 @@ impl Tiles for Portable {
 // One function per instruction set and tile size; each is a call of its own, so that they are compiled once.
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
 unsafe fn avx512_bf16_tile<P: Product, const ROWS: usize, const VECTORS: usize>(s: Avx512<BF16>, tile: &Tile<'_>) {
     // SAFETY: the same contract.
     unsafe { accumulate::<_, P, ROWS, VECTORS>(s, tile) }
@@ -254,8 +274,8 @@ unsafe fn portable_tile<P: Product, const ROWS: usize, const VECTORS: usize>(s: 
 /// # Safety
 /// As [`Tiles::tile`], with rows in (DOWN − 1)·16 + 1..=DOWN·16.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn amx_tile<const DOWN: usize, const ACROSS: usize>(s: Avx512<AMX>, rows: usize, tile: &Tile<'_>) {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
+unsafe fn amx_tile<P: Product, const DOWN: usize, const ACROSS: usize>(s: Avx512<AMX>, rows: usize, tile: &Tile<'_>) {
     const STEPS: usize = amx::TILE;
     let (whole, tail) = (tile.steps / STEPS, tile.steps % STEPS);
     let lower = STEPS * tile.a_stride;
@@ -271,7 +291,7 @@ unsafe fn amx_tile<const DOWN: usize, const ACROSS: usize>(s: Avx512<AMX>, rows:
             let mut a = tile.a.wrapping_add(segment.a);
             let mut b = tile.b.wrapping_add(segment.b * tile.b_stride);
             for _ in 0..whole {
-                amx_step::<DOWN, ACROSS>(a, lower, tile.a_stride, b, tile.b_stride);
+                amx_step::<P, DOWN, ACROSS>(a, lower, tile.a_stride, b, tile.b_stride);
                 a = a.wrapping_add(STEPS);
                 b = b.wrapping_add(STEPS * tile.b_stride);
             }
@@ -281,7 +301,7 @@ unsafe fn amx_tile<const DOWN: usize, const ACROSS: usize>(s: Avx512<AMX>, rows:
                     let words = s.load_first(a.wrapping_add(row * tile.a_stride).cast(), tail);
                     s.store(to.as_mut_ptr(), words);
                 }
-                amx_step::<DOWN, ACROSS>(copy.as_ptr().cast(), STEPS * STEPS, STEPS, b, tile.b_stride);
+                amx_step::<P, DOWN, ACROSS>(copy.as_ptr().cast(), STEPS * STEPS, STEPS, b, tile.b_stride);
             }
         }
         let stride = ACROSS * STEPS;
@@ -304,7 +324,7 @@ unsafe fn amx_tile<const DOWN: usize, const ACROSS: usize>(s: Avx512<AMX>, rows:
 /// The tiles must be configured and readable.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn amx_step<const DOWN: usize, const ACROSS: usize>(
+unsafe fn amx_step<P: Product, const DOWN: usize, const ACROSS: usize>(
     a: *const u32,
     lower: usize,
     a_stride: usize,
@@ -315,17 +335,31 @@ unsafe fn amx_step<const DOWN: usize, const ACROSS: usize>(
     unsafe {
         amx::load::<6>(b, b_stride);
         amx::load::<4>(a, a_stride);
-        amx::dot::<0, 4, 6>();
+        amx_dot::<P, 0, 4, 6>();
         if ACROSS > 1 {
             amx::load::<7>(b.wrapping_add(amx::TILE), b_stride);
-            amx::dot::<1, 4, 7>();
+            amx_dot::<P, 1, 4, 7>();
         }
         if DOWN > 1 {
             amx::load::<5>(a.wrapping_add(lower), a_stride);
-            amx::dot::<2, 5, 6>();
+            amx_dot::<P, 2, 5, 6>();
         }
         if DOWN > 1 && ACROSS > 1 {
-            amx::dot::<3, 5, 7>();
+            amx_dot::<P, 3, 5, 7>();
+        }
+    }
+}
+
+/// # Safety
+/// The tiles must be configured.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn amx_dot<P: Product, const C: u8, const A: u8, const B: u8>() {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match P::FORMAT {
+            Format::Int8 => amx::dot_int8::<C, A, B>(),
+            _ => amx::dot_bf16::<C, A, B>(),
         }
     }
 }

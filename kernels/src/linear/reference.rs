@@ -1,10 +1,13 @@
-//! Plain matrix products: the meaning of `linear` and `linear_residual`. Sums are f64.
+//! Plain matrix products: the meaning of `linear` and `linear_residual`. Sums are f64, which is exact for int8.
 
-use super::PackedLinear;
+use super::{Int8, PackedLinear};
 use crate::activation::Activation;
 
 /// x [m, k] → [m, n].
 pub(super) fn linear(x: &[f32], weight: &PackedLinear, m: usize, activation: Activation) -> Vec<f32> {
+    if let Some(int8) = &weight.int8 {
+        return linear_int8(x, weight, int8, m, activation);
+    }
     let (n, k) = (weight.n(), weight.k());
     let w = weight.matrix.transposed_f32();
     let mut out = Vec::with_capacity(m * n);
@@ -13,6 +16,25 @@ pub(super) fn linear(x: &[f32], weight: &PackedLinear, m: usize, activation: Act
             let sum = dot(&x[row * k..][..k], &w[col * k..][..k]);
             let bias = weight.bias.as_ref().map_or(0.0, |b| f64::from(b[col]));
             out.push(activation.at((sum + bias) as f32));
+        }
+    }
+    out
+}
+
+/// x [m, k] → [m, n]: each row of x is rounded to whole multiples of 1/127 of its largest magnitude, sums are exact.
+fn linear_int8(x: &[f32], weight: &PackedLinear, int8: &Int8, m: usize, activation: Activation) -> Vec<f32> {
+    let (n, k) = (weight.n(), weight.k());
+    let w = weight.matrix.transposed_f32();
+    let mut out = Vec::with_capacity(m * n);
+    for row in x.chunks_exact(k).take(m) {
+        let largest = row.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+        let (scale, inverse) = if largest < 1e-30 { (0.0, 0.0) } else { (largest / 127.0, 127.0 / largest) };
+        let scale = if row.iter().all(|v| v.is_finite()) { scale } else { f32::NAN };
+        let quantised: Vec<f32> = row.iter().map(|v| (v * inverse).round_ties_even()).collect();
+        for col in 0..n {
+            let sum = dot(&quantised, &w[col * k..][..k]) as f32;
+            let bias = weight.bias.as_ref().map_or(0.0, |b| b[col]);
+            out.push(activation.at(sum * scale * int8.scales[col] + bias));
         }
     }
     out

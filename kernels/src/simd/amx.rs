@@ -1,4 +1,4 @@
-//! AMX: 16×16 tiles of f32 sums of bf16 products (Intel, from Sapphire Rapids on).
+//! AMX: 16×16 tiles of f32 sums of bf16 products and of i32 sums of int8 products (Intel, from Sapphire Rapids on).
 //!
 //! The compiler has no stable intrinsics for it, so every instruction is a line of assembly. Tile registers are touched
 //! nowhere else in the program: the compiler never allocates them, and the kernel saves them per thread.
@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 /// Rows of a tile, and words in a row of it.
 pub(crate) const TILE: usize = 16;
 
-/// Whether the processor has AMX-BF16 and the operating system lets this process use it.
+/// Whether the processor has AMX-BF16 and AMX-INT8 and the operating system lets this process use it.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| has_instructions() && request_permission())
@@ -20,8 +20,9 @@ fn has_instructions() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
     const BF16: u32 = 1 << 22;
     const TILES: u32 = 1 << 24;
+    const INT8: u32 = 1 << 25;
     let leaves = __cpuid(0).eax;
-    leaves >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILES) == BF16 | TILES
+    leaves >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILES | INT8) == BF16 | TILES | INT8
 }
 
 /// Linux enables the 8 KiB of tile state per process, on request (`arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`).
@@ -110,15 +111,27 @@ pub(crate) unsafe fn load<const T: u8>(from: *const u32, stride: usize) {
     }
 }
 
-/// Tile `C` += tile `A` · tile `B`.
+/// Tile `C` += tile `A` · tile `B` in bf16.
 ///
 /// # Safety
 /// The tiles must be configured.
 #[inline(always)]
-pub(crate) unsafe fn dot<const C: u8, const A: u8, const B: u8>() {
+pub(crate) unsafe fn dot_bf16<const C: u8, const A: u8, const B: u8>() {
     // SAFETY: the caller's contract.
     unsafe {
         asm!("tdpbf16ps tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B, options(nostack, nomem));
+    }
+}
+
+/// Tile `C` += tile `A` · tile `B` in int8, A's bytes unsigned and B's signed.
+///
+/// # Safety
+/// The tiles must be configured.
+#[inline(always)]
+pub(crate) unsafe fn dot_int8<const C: u8, const A: u8, const B: u8>() {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!("tdpbusd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B, options(nostack, nomem));
     }
 }
 

@@ -109,6 +109,21 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn dot_int8(self, acc: __m256, a: __m256i, b: __m256i) -> __m256 {
+        registers!({
+            // Even and odd bytes in 16 bits each; unlike `vpmaddubsw`, this cannot saturate.
+            let (even, odd) = (_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(a));
+            let (b_even, b_odd) = (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)), _mm256_srai_epi16::<8>(b));
+            let sum = _mm256_add_epi32(_mm256_madd_epi16(even, b_even), _mm256_madd_epi16(odd, b_odd));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc), sum))
+        })
+    }
+    #[inline(always)]
+    fn sum_of_ints(self, a: __m256, b: __m256) -> __m256 {
+        registers!(_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))))
+    }
+
+    #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m256 {
         // SAFETY: the caller gives 8 readable elements.
         unsafe { _mm256_loadu_ps(from) }

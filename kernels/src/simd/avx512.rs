@@ -1,4 +1,4 @@
-//! AVX-512: 16 lanes, in three tiers: without bf16, with its dot product and conversion, with matrix tiles besides.
+//! AVX-512: 16 lanes, in three tiers: without bf16, with the dot products of bf16 and int8, with matrix tiles besides.
 #![allow(unsafe_code, reason = "vendor intrinsics")]
 
 use std::arch::x86_64::*;
@@ -9,9 +9,9 @@ use super::{Kernel, Simd, amx};
 
 /// AVX-512 F, BW, DQ, VL.
 pub(crate) const PLAIN: u8 = 0;
-/// And BF16.
+/// And BF16, VNNI.
 pub(crate) const BF16: u8 = 1;
-/// And AMX-TILE, AMX-BF16.
+/// And AMX-TILE, AMX-BF16, AMX-INT8.
 pub(crate) const AMX: u8 = 2;
 
 /// Proof that the tier's instructions are available: made only by the entry functions below.
@@ -19,8 +19,8 @@ pub(crate) const AMX: u8 = 2;
 pub(crate) struct Avx512<const TIER: u8>(());
 
 /// # Safety
-/// The processor must have AVX-512 F, BW, DQ, VL, BF16, AVX2, FMA and AMX with tiles for bf16.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+/// The processor must have AVX-512 F, BW, DQ, VL, BF16, VNNI, AVX2, FMA and AMX with tiles for bf16 and int8.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
 pub(super) unsafe fn run_amx<K: Kernel>(kernel: K) -> K::Output {
     let output = kernel.run(Avx512::<AMX>(()));
     // SAFETY: the caller has AMX.
@@ -29,8 +29,8 @@ pub(super) unsafe fn run_amx<K: Kernel>(kernel: K) -> K::Output {
 }
 
 /// # Safety
-/// The processor must have AVX-512 F, BW, DQ, VL, BF16, AVX2 and FMA.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+/// The processor must have AVX-512 F, BW, DQ, VL, BF16, VNNI, AVX2 and FMA.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
 pub(super) unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512::<BF16>(()))
 }
@@ -152,6 +152,26 @@ impl<const TIER: u8> Simd for Avx512<TIER> {
     }
 
     #[inline(always)]
+    fn dot_int8(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+        registers!({
+            let acc = _mm512_castps_si512(acc);
+            _mm512_castsi512_ps(if TIER >= BF16 {
+                _mm512_dpbusd_epi32(acc, a, b)
+            } else {
+                // Even and odd bytes in 16 bits each; unlike `vpmaddubsw`, this cannot saturate.
+                let (even, odd) = (_mm512_and_si512(a, _mm512_set1_epi16(0xff)), _mm512_srli_epi16::<8>(a));
+                let (b_even, b_odd) = (_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b)), _mm512_srai_epi16::<8>(b));
+                let sum = _mm512_add_epi32(_mm512_madd_epi16(even, b_even), _mm512_madd_epi16(odd, b_odd));
+                _mm512_add_epi32(acc, sum)
+            })
+        })
+    }
+    #[inline(always)]
+    fn sum_of_ints(self, a: __m512, b: __m512) -> __m512 {
+        registers!(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))))
+    }
+
+    #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m512 {
         // SAFETY: the caller gives 16 readable elements.
         unsafe { _mm512_loadu_ps(from) }
@@ -175,6 +195,14 @@ impl<const TIER: u8> Simd for Avx512<TIER> {
     unsafe fn store_bf16(self, to: *mut bf16, value: __m512) {
         // SAFETY: the caller gives room for 16 elements.
         unsafe { _mm256_storeu_si256(to.cast(), narrow::<TIER>(value)) }
+    }
+    #[inline(always)]
+    unsafe fn store_offset_bytes(self, to: *mut u8, value: __m512, n: usize) {
+        // SAFETY: the caller gives room for n bytes; masked lanes are not touched.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value));
+            _mm_mask_storeu_epi8(to.cast(), first(n), _mm_xor_si128(bytes, _mm_set1_epi8(i8::MIN)));
+        }
     }
     #[inline(always)]
     unsafe fn load_first(self, from: *const f32, n: usize) -> __m512 {

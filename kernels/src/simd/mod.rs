@@ -34,9 +34,9 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL; bf16 products are computed in f32.
     Avx512,
-    /// AVX-512 with the bf16 dot product.
+    /// AVX-512 with the dot products of bf16 and of int8 (VNNI).
     Avx512Bf16,
-    /// The same, with bf16 products on AMX tiles.
+    /// The same, with bf16 and int8 products on AMX tiles.
     Amx,
 }
 
@@ -84,7 +84,7 @@ fn is_available(level: Level) -> bool {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
     };
-    let bf16 = || is_x86_feature_detected!("avx512bf16");
+    let bf16 = || is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
     match level {
         Level::Reference | Level::Portable => true,
         Level::Avx2 => avx2(),
@@ -182,11 +182,30 @@ pub(crate) trait Simd: Copy {
     /// acc + a₀·b₀ + a₁·b₁ with words holding pairs of bf16.
     fn dot_bf16(self, acc: Self::F, a: Self::W, b: Self::W) -> Self::F;
 
+    /// acc + a₀·b₀ + … + a₃·b₃ with words holding four bytes, a's unsigned and b's signed. Sums are i32 that wrap, kept in a
+    /// vector of floats as bits.
+    fn dot_int8(self, acc: Self::F, a: Self::W, b: Self::W) -> Self::F;
+    /// a + b as numbers, where both hold i32 as bits.
+    fn sum_of_ints(self, a: Self::F, b: Self::F) -> Self::F;
+
     unsafe fn load(self, from: *const f32) -> Self::F;
     unsafe fn store(self, to: *mut f32, value: Self::F);
     unsafe fn load_words(self, from: *const u32) -> Self::W;
     unsafe fn load_bf16(self, from: *const half::bf16) -> Self::F;
     unsafe fn store_bf16(self, to: *mut half::bf16, value: Self::F);
+
+    /// Stores the first `n` ≤ `LANES` lanes, whole numbers in −128..=127, each as a byte of the number + 128.
+    #[inline(always)]
+    unsafe fn store_offset_bytes(self, to: *mut u8, value: Self::F, n: usize) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller gives room for n elements and n ≤ LANES ≤ 16.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), value);
+            for (i, lane) in lanes[..n].iter().enumerate() {
+                to.add(i).write((lane + 128.0) as u8);
+            }
+        }
+    }
 
     /// The first `n` ≤ `LANES` elements, zeros in the other lanes.
     #[inline(always)]

@@ -86,6 +86,22 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn dot_int8(self, acc: Self::F, a: Self::W, b: Self::W) -> Self::F {
+        let products = |a: u32, b: u32| {
+            let (a, b) = (a.to_le_bytes(), b.to_le_bytes().map(u8::cast_signed));
+            (0..4).map(|i| i32::from(a[i]) * i32::from(b[i])).sum::<i32>()
+        };
+        std::array::from_fn(|i| {
+            let sum = acc[i].to_bits().cast_signed().wrapping_add(products(a[i], b[i]));
+            f32::from_bits(sum.cast_unsigned())
+        })
+    }
+    #[inline(always)]
+    fn sum_of_ints(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].to_bits().wrapping_add(b[i].to_bits()).cast_signed() as f32)
+    }
+
+    #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::F {
         // SAFETY: the caller gives 8 readable elements.
         unsafe { from.cast::<Self::F>().read_unaligned() }
