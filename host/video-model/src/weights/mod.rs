@@ -1,5 +1,6 @@
 //! Named tensors from safetensors files, checked as they are taken: shape, type, finite values.
 
+pub mod dialect;
 mod header;
 #[cfg(test)]
 mod tests;
