@@ -9,23 +9,30 @@ pub mod clock;
 pub mod control;
 pub mod error;
 pub mod frames;
+pub mod guidance;
 pub mod ids;
 pub mod job;
 pub mod life;
 pub mod limits;
+mod options;
 pub mod request;
+pub mod sampling;
 pub mod stage;
+pub mod step_cache;
 pub mod usage;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use control::{CancelToken, NoProgress, Progress, StageContext};
 pub use error::{StageError, StageResult};
 pub use frames::{Frame, FrameSize, Frames, KeyFrames};
+pub use guidance::{GuidanceInterval, GuidanceKind, GuidanceSettings};
 pub use ids::{Digest, FunctionName, JobId, Lane, ObjectKey, TenantId};
 pub use job::{Flow, FunctionRef, GivenImage, JobSpec, KeyFramePosition};
-pub use request::{GenerationPlan, GenerationRequest, GivenKeyFrame, ModelDefaults, Sampler};
+pub use request::{GenerationPlan, GenerationRequest, GivenKeyFrame, ModelDefaults};
+pub use sampling::{Sampler, SamplerSettings, SigmaSchedule, SolverType};
 pub use stage::{
     ApplyEffects, Condition, Conditioning, Diffuse, Direct, DirectorInput, EncodeVideo, EncodedVideo, FunctionCatalog,
     Interpolate, Plan, Stage, Store, StoredVideo,
 };
+pub use step_cache::StepCacheKind;
 pub use usage::{Usage, UsageField, UsageMeter};

@@ -2,29 +2,11 @@
 
 use crate::error::{StageError, StageResult};
 use crate::frames::{Frame, FrameSize};
+use crate::guidance::{GuidanceInterval, GuidanceKind, GuidanceSettings};
 use crate::limits;
+use crate::sampling::{Sampler, SamplerSettings, SigmaSchedule, SolverType};
+use crate::step_cache::StepCacheKind;
 use serde::{Deserialize, Serialize};
-
-/// The update rule that integrates the noise away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Sampler {
-    /// Flow-matching Euler, first order.
-    Euler,
-    /// UniPC, second order, predictor and corrector (arXiv 2302.04867).
-    Unipc,
-}
-
-impl std::str::FromStr for Sampler {
-    type Err = StageError;
-    fn from_str(text: &str) -> StageResult<Self> {
-        match text {
-            "euler" => Ok(Self::Euler),
-            "unipc" => Ok(Self::Unipc),
-            _ => Err(StageError::invalid("sampler", "choose `euler` or `unipc`")),
-        }
-    }
-}
 
 /// What a tenant asks for. Everything but the prompt may be left to the model. A prompt hook sees and returns this.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -62,6 +44,30 @@ pub struct GenerationRequest {
     /// Update rule.
     #[serde(default)]
     pub sampler: Option<Sampler>,
+    /// Order of a multistep sampler.
+    #[serde(default)]
+    pub solver_order: Option<u32>,
+    /// UniPC's B(h).
+    #[serde(default)]
+    pub solver_type: Option<SolverType>,
+    /// Spread of the noise levels.
+    #[serde(default)]
+    pub schedule: Option<SigmaSchedule>,
+    /// Share of the noise that is drawn anew at each step.
+    #[serde(default)]
+    pub eta: Option<f32>,
+    /// How guidance combines the two answers.
+    #[serde(default)]
+    pub guidance_kind: Option<GuidanceKind>,
+    /// How far guidance is taken back to the standard deviation of the prompt's own answer.
+    #[serde(default)]
+    pub guidance_rescale: Option<f32>,
+    /// The guided part of the schedule.
+    #[serde(default)]
+    pub guidance_interval: Option<GuidanceInterval>,
+    /// What a step may reuse of the one before.
+    #[serde(default)]
+    pub step_cache: Option<StepCacheKind>,
     /// Seed of the initial noise; none draws one.
     #[serde(default)]
     pub seed: Option<u64>,
@@ -84,14 +90,11 @@ pub struct ModelDefaults {
     pub key_frames: u32,
     /// Most key frames that the model can make at once.
     pub key_frames_max: u32,
-    /// Sampler steps.
-    pub steps: u32,
-    /// Guidance.
+    /// How it is sampled.
+    #[serde(flatten)]
+    pub sampling: SamplerSettings,
+    /// Strength of guidance.
     pub guidance: f32,
-    /// Schedule shift.
-    pub shift: f32,
-    /// Update rule.
-    pub sampler: Sampler,
     /// Finished size.
     pub size: FrameSize,
     /// Length.
@@ -122,15 +125,13 @@ pub struct GenerationPlan {
     pub key_frame_size: FrameSize,
     /// Number of key frames.
     pub key_frames: u32,
-    /// Sampler steps.
-    pub steps: u32,
-    /// Guidance.
-    pub guidance: f32,
-    /// Schedule shift.
-    pub shift: f32,
-    /// Update rule.
-    pub sampler: Sampler,
-    /// Seed of the initial noise.
+    /// How the noise is integrated away.
+    pub sampling: SamplerSettings,
+    /// How the negative prompt pushes.
+    pub guidance: GuidanceSettings,
+    /// What a step may reuse of the one before.
+    pub step_cache: StepCacheKind,
+    /// Seed of the initial noise, and of the noise that a stochastic sampler adds.
     pub seed: u64,
     /// Pictures in the place of key frames.
     pub given: Vec<GivenKeyFrame>,
@@ -173,10 +174,9 @@ impl GenerationRequest {
             model: defaults.model.clone(),
             key_frame_size: key_frame_size(size, defaults)?,
             key_frames,
-            steps: in_range("steps", self.steps.unwrap_or(defaults.steps), 1, limits::STEPS_MAX, "steps")?,
-            guidance: in_range_f32("guidance", self.guidance.unwrap_or(defaults.guidance), 0.0, 50.0)?,
-            shift: in_range_f32("shift", self.shift.unwrap_or(defaults.shift), 0.01, 100.0)?,
-            sampler: self.sampler.unwrap_or(defaults.sampler),
+            sampling: defaults.sampling.with(self)?,
+            guidance: GuidanceSettings::of(self, defaults.guidance)?,
+            step_cache: self.step_cache.unwrap_or_default().checked()?,
             seed: self.seed.unwrap_or(fallback_seed),
             given: Vec::new(),
             size,
@@ -222,14 +222,14 @@ fn check_text(field: &'static str, text: &str) -> StageResult<()> {
     Ok(())
 }
 
-fn in_range(field: &'static str, value: u32, min: u32, max: u32, unit: &str) -> StageResult<u32> {
+pub(crate) fn in_range(field: &'static str, value: u32, min: u32, max: u32, unit: &str) -> StageResult<u32> {
     if (min..=max).contains(&value) {
         return Ok(value);
     }
     Err(StageError::invalid(field, format!("{value} is out of range: between {min} and {max} {unit}")))
 }
 
-fn in_range_f32(field: &'static str, value: f32, min: f32, max: f32) -> StageResult<f32> {
+pub(crate) fn in_range_f32(field: &'static str, value: f32, min: f32, max: f32) -> StageResult<f32> {
     // Written so that NaN fails too.
     if value >= min && value <= max {
         return Ok(value);
@@ -252,10 +252,8 @@ mod tests {
             key_frame_multiple: 4,
             key_frames: 9,
             key_frames_max: 33,
-            steps: 20,
+            sampling: SamplerSettings::new(Sampler::Euler, 20, 3.0),
             guidance: 4.0,
-            shift: 3.0,
-            sampler: Sampler::Euler,
             size,
             duration_ms: 2000,
             fps: 24,
@@ -278,7 +276,7 @@ mod tests {
     #[test]
     fn a_bare_prompt_takes_every_default() {
         let plan = asking(|_| ()).unwrap();
-        assert_eq!((plan.key_frames, plan.steps, plan.frame_count, plan.seed), (9, 20, 48, 7));
+        assert_eq!((plan.key_frames, plan.sampling.steps, plan.frame_count, plan.seed), (9, 20, 48, 7));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::platform::OpenError;
 use async_trait::async_trait;
 use pipeline::{
     ApplyEffects, Condition, Conditioning, Diffuse, Digest, Frame, FrameSize, Frames, FunctionCatalog, FunctionRef,
-    GenerationPlan, GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, Plan, Sampler, StageContext,
-    StageError, StageResult,
+    GenerationPlan, GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, Plan, Sampler, SamplerSettings,
+    StageContext, StageError, StageResult,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -45,7 +45,10 @@ pub async fn model(engine: &LocalEngine, runs: u32) -> StageResult<Vec<Measured>
     Ok(vec![
         measured("condition: two prompts".to_owned(), condition),
         measured(
-            format!("diffuse: {} steps, {} key frames of {}", plan.steps, plan.key_frames, plan.key_frame_size),
+            format!(
+                "diffuse: {} steps, {} key frames of {}",
+                plan.sampling.steps, plan.key_frames, plan.key_frame_size
+            ),
             diffuse,
         ),
         measured(format!("interpolate: {} frames of {}", plan.frame_count, plan.size), interpolate),
@@ -163,10 +166,8 @@ impl Diffuse for NoEngine {
             key_frame_multiple: 1,
             key_frames: 8,
             key_frames_max: 8,
-            steps: 1,
+            sampling: SamplerSettings::new(Sampler::Euler, 1, 1.0),
             guidance: 1.0,
-            shift: 1.0,
-            sampler: Sampler::Euler,
             size,
             duration_ms: 1000,
             fps: 24,

@@ -2,7 +2,7 @@
 
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
-use pipeline::{FrameSize, Sampler};
+use pipeline::{FrameSize, Sampler, SamplerSettings};
 use serde::Deserialize;
 
 /// Where known frames enter the transformer.
@@ -41,14 +41,10 @@ pub struct SamplingDefaults {
     pub size: FrameSize,
     /// Whether it makes other sizes as well: a folder that names its size under `zoetrope` was trained at that one only.
     pub any_size: bool,
-    /// Sampler steps.
-    pub steps: u32,
+    /// How the noise is integrated away.
+    pub sampling: SamplerSettings,
     /// Strength of classifier-free guidance.
     pub guidance: f32,
-    /// Shift of the noise schedule.
-    pub shift: f32,
-    /// Update rule.
-    pub sampler: Sampler,
 }
 
 impl SamplingDefaults {
@@ -60,8 +56,10 @@ impl SamplingDefaults {
             return Err(ModelError::Unsupported(format!("pipeline {} ({})", index.class_name, files.name_of(INDEX))));
         }
         let scheduler: SchedulerConfig = files.read_json(SCHEDULER)?;
-        let (sampler, shift) = scheduler.sampler(&files.name_of(SCHEDULER))?;
         let ours = index.zoetrope.unwrap_or_default();
+        let mut sampling = scheduler.settings(&files.name_of(SCHEDULER))?;
+        sampling.steps = ours.steps.unwrap_or(sampling.steps);
+        sampling.shift = ours.shift.unwrap_or(sampling.shift);
         let [width, height] = ours.size.unwrap_or([832, 480]);
         let defaults = Self {
             text_length: ours.text_length.unwrap_or(512),
@@ -70,25 +68,26 @@ impl SamplingDefaults {
             key_frame_fps: ours.key_frame_fps.unwrap_or(16),
             size: FrameSize::checked(width, height).map_err(|e| refused(e.to_string()))?,
             any_size: ours.size.is_none(),
-            steps: ours.steps.unwrap_or(50),
+            sampling,
             guidance: ours.guidance.unwrap_or(5.0),
-            shift: ours.shift.or(shift).unwrap_or(3.0),
-            sampler,
         };
         let counts = [defaults.text_length as u64, defaults.key_frames.into(), defaults.key_frame_fps.into()];
-        if counts.into_iter().chain([defaults.steps.into()]).any(|n| n == 0 || n > 1 << 20) {
+        if counts.into_iter().chain([defaults.sampling.steps.into()]).any(|n| n == 0 || n > 1 << 20) {
             return Err(refused(
                 "zoetrope: text_length, key_frames, key_frame_fps and steps must be positive".to_owned(),
             ));
         }
         let positive = |x: f32| x.is_finite() && x > 0.0;
-        if !positive(defaults.guidance) || !positive(defaults.shift) {
+        if !positive(defaults.guidance) || !positive(defaults.sampling.shift) {
             return Err(refused("guidance and shift must be positive numbers".to_owned()));
         }
         Ok(defaults)
     }
 }
 
+/// What Wan 2.1 is sampled with when its folder does not say.
+const STEPS: u32 = 50;
+const SHIFT: f32 = 3.0;
 const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
@@ -126,13 +125,14 @@ struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// The update rule and the shift, if the file has one.
-    fn sampler(&self, file: &str) -> Result<(Sampler, Option<f32>)> {
+    /// The sampling that the file describes, at Wan's number of steps.
+    fn settings(&self, file: &str) -> Result<SamplerSettings> {
+        let settings = |sampler, shift: Option<f32>| SamplerSettings::new(sampler, STEPS, shift.unwrap_or(SHIFT));
         if self.num_train_timesteps.is_some_and(|n| n != 1000) {
             return Err(ModelError::Unsupported(format!("num_train_timesteps other than 1000 ({file})")));
         }
         match self.class_name.as_str() {
-            "FlowMatchEulerDiscreteScheduler" => Ok((Sampler::Euler, self.shift)),
+            "FlowMatchEulerDiscreteScheduler" => Ok(settings(Sampler::Euler, self.shift)),
             "UniPCMultistepScheduler" => {
                 if self.prediction_type.as_deref().is_some_and(|kind| kind != "flow_prediction") {
                     return Err(ModelError::Unsupported(format!(
@@ -142,7 +142,7 @@ impl SchedulerConfig {
                 if self.solver_order.is_some_and(|order| order != 2) {
                     return Err(ModelError::Unsupported(format!("solver_order other than 2 ({file})")));
                 }
-                Ok((Sampler::Unipc, self.flow_shift))
+                Ok(settings(Sampler::Unipc, self.flow_shift))
             }
             other => Err(ModelError::Unsupported(format!("scheduler {other} ({file})"))),
         }
@@ -170,14 +170,20 @@ mod tests {
         let defaults =
             load(r#"{"_class_name": "WanPipeline", "vae": ["diffusers", "AutoencoderKLWan"]}"#, UNIPC).unwrap();
         assert_eq!((defaults.text_length, defaults.key_frames, defaults.key_frame_fps), (512, 81, 16));
-        assert_eq!((defaults.shift, defaults.sampler, defaults.size.width), (5.0, Sampler::Unipc, 832));
+        assert_eq!(
+            (defaults.sampling.shift, defaults.sampling.sampler, defaults.size.width),
+            (5.0, Sampler::Unipc, 832)
+        );
     }
 
     #[test]
     fn our_key_overrides_and_its_misspellings_are_refused() {
         let index = r#"{"_class_name": "WanPipeline", "zoetrope": {"text_length": 32, "conditioning": "mask1", "shift": 2.0, "size": [128, 64]}}"#;
         let defaults = load(index, UNIPC).unwrap();
-        assert_eq!((defaults.text_length, defaults.conditioning, defaults.shift), (32, Conditioning::Mask1, 2.0));
+        assert_eq!(
+            (defaults.text_length, defaults.conditioning, defaults.sampling.shift),
+            (32, Conditioning::Mask1, 2.0)
+        );
         assert_eq!((defaults.size.width, defaults.size.height), (128, 64));
         assert!(load(r#"{"_class_name": "WanPipeline", "zoetrope": {"text_len": 32}}"#, UNIPC).is_err());
         assert!(load(r#"{"_class_name": "WanPipeline", "zoetrope": {"steps": 0}}"#, UNIPC).is_err());

@@ -1,13 +1,13 @@
 //! A request on its way into a component and back.
 
 use crate::bindings::wit::{Request, Size};
-use pipeline::{FrameSize, GenerationRequest, Sampler};
+use pipeline::{FrameSize, GenerationRequest};
 
-pub(crate) fn to_wit(request: GenerationRequest) -> Request {
+pub(crate) fn to_wit(request: &GenerationRequest) -> Request {
     Request {
-        prompt: request.prompt,
-        negative_prompt: request.negative_prompt,
-        model: request.model,
+        prompt: request.prompt.clone(),
+        negative_prompt: request.negative_prompt.clone(),
+        model: request.model.clone(),
         size: request.size.map(Size::from),
         duration_ms: request.duration_ms,
         fps: request.fps,
@@ -19,8 +19,9 @@ pub(crate) fn to_wit(request: GenerationRequest) -> Request {
     }
 }
 
-/// Unchecked: whoever uses the request resolves it. The sampler is not in the contract and passes by the component.
-pub(crate) fn from_wit(request: Request, sampler: Option<Sampler>) -> GenerationRequest {
+/// Unchecked: whoever uses the request resolves it. What the contract does not know passes by the component: it stays as
+/// it is in `asked`, the request that the component was given.
+pub(crate) fn from_wit(request: Request, asked: &GenerationRequest) -> GenerationRequest {
     GenerationRequest {
         prompt: request.prompt,
         negative_prompt: request.negative_prompt,
@@ -32,7 +33,7 @@ pub(crate) fn from_wit(request: Request, sampler: Option<Sampler>) -> Generation
         steps: request.steps,
         guidance: request.guidance,
         shift: request.shift,
-        sampler,
         seed: request.seed,
+        ..asked.clone()
     }
 }

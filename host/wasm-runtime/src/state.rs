@@ -5,7 +5,7 @@ use crate::function_log::{FunctionLog, LogStream, Stream};
 use crate::host::EngineAccess;
 use crate::limits::Limits;
 use crate::runtime::Services;
-use pipeline::{FunctionRef, StageContext, StageError};
+use pipeline::{FunctionRef, GenerationRequest, StageContext, StageError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,8 +23,8 @@ pub(crate) struct CallState {
     pub(crate) config: BTreeMap<String, String>,
     pub(crate) engine: EngineAccess,
     pub(crate) frames: Arc<FrameBudget>,
-    /// Seed of a diffusion that names none: the job's own.
-    pub(crate) seed: u64,
+    /// What the caller asked for: the seed of a diffusion that names none, and whatever the contract does not know.
+    pub(crate) asked: GenerationRequest,
     /// The host's last failure, so that a component that hands it on does not take the blame.
     pub(crate) host_failure: Option<StageError>,
 }
@@ -61,7 +61,7 @@ impl CallState {
                 call_max: Duration::from_millis(limits.engine_call_ms_max),
             },
             frames: Arc::new(FrameBudget { used_bytes: AtomicU64::new(0), bytes_max: limits.frames_bytes_max }),
-            seed: 0,
+            asked: GenerationRequest::default(),
             host_failure: None,
         }
     }

@@ -68,5 +68,6 @@ fn request(args: &Generate) -> Result<GenerationRequest, Failure> {
         shift: args.shift,
         sampler: args.sampler.as_deref().map(str::parse).transpose()?,
         seed: args.seed,
+        ..GenerationRequest::default()
     })
 }

@@ -41,6 +41,7 @@ pub fn show(model: &str, output: Output) -> CommandResult {
     let engine: LocalEngine = start(&options(Some(model)))?;
     let info = engine.model_info()?;
     let defaults = &info.defaults;
+    let sampling = &defaults.sampling;
     let rows = [
         ("model", info.name.clone()),
         ("family", info.family.clone()),
@@ -48,7 +49,16 @@ pub fn show(model: &str, output: Output) -> CommandResult {
         ("weights", format!("{:.1} MB", info.bytes as f64 / 1e6)),
         ("diffuses", format!("{} key frames of {}", defaults.key_frames, defaults.native_size)),
         ("makes", format!("{} at {} fps, {} ms", defaults.size, defaults.fps, defaults.duration_ms)),
-        ("sampling", format!("{} steps, guidance {}, shift {}", defaults.steps, defaults.guidance, defaults.shift)),
+        (
+            "sampling",
+            format!(
+                "{}, {} steps, guidance {}, shift {}",
+                sampling.sampler.name(),
+                sampling.steps,
+                defaults.guidance,
+                sampling.shift
+            ),
+        ),
     ];
     let rows: Vec<_> = rows.map(|(name, value)| vec![name.to_owned(), value]).into();
     output.result(&serde_json::to_value(&info).map_err(anyhow::Error::from)?, &table(&rows));

@@ -113,6 +113,7 @@ impl Fields {
             shift: self.number("shift", "a number")?,
             sampler: self.parsed::<Sampler>("sampler")?,
             seed: self.number("seed", count)?,
+            ..GenerationRequest::default()
         };
         if request.model.as_ref().is_some_and(|name| name.len() > MODEL_NAME_BYTES_MAX) {
             return Err(refuse("model", format!("at most {MODEL_NAME_BYTES_MAX} bytes")));

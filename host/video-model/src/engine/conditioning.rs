@@ -3,7 +3,6 @@
 use super::internal;
 use crate::device_queue::Session;
 use crate::model::VideoModel;
-use crate::sampler::is_guided;
 use crate::text::clean_prompt;
 use crate::transformer::TextContext;
 use kernels::Tensor;
@@ -71,7 +70,7 @@ pub(super) struct EncodePrompts {
 impl EncodePrompts {
     pub(super) fn new(plan: &GenerationPlan, model: Arc<VideoModel>, cache: Arc<PromptCache>) -> Self {
         let mut prompts = vec![clean_prompt(&plan.prompt)];
-        if is_guided(plan.guidance) {
+        if plan.guidance.is_guided() {
             prompts.push(clean_prompt(&plan.negative_prompt));
         }
         Self { model_name: plan.model.clone(), model, cache, prompts, contexts: Vec::new() }

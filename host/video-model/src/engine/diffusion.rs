@@ -8,10 +8,10 @@ use crate::error::{ModelError, Result};
 use crate::model::VideoModel;
 use crate::noise::{LatentShape, gaussian};
 use crate::picture;
-use crate::sampler::{SamplerState, guide, is_guided};
+use crate::sampler::{Guidance, SamplerState};
 use crate::vae::DecodeState;
 use kernels::{Dtype, Tensor, channels_first, channels_last, concat_channels};
-use pipeline::{Frame, FrameSize, GenerationPlan, KeyFrames, StageError, StageResult};
+use pipeline::{Frame, FrameSize, GenerationPlan, KeyFrames, StageError, StageResult, StepCacheKind};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What a diffusion leaves.
@@ -35,7 +35,7 @@ enum Phase {
 /// One diffusion as a session of the device queue. Latents are channels last: [f, h, w, z].
 pub(super) struct Denoise {
     conditioning: PromptConditioning,
-    guidance: f32,
+    guidance: Guidance,
     size: FrameSize,
     given: Vec<(usize, Frame)>,
     shape: LatentShape,
@@ -76,19 +76,22 @@ impl Denoise {
         if !plan.given.is_empty() && !takes_pictures {
             return Err(StageError::invalid("image", "this model makes videos from text alone; leave the picture out"));
         }
-        if is_guided(plan.guidance) && conditioning.negative.is_none() {
+        if plan.guidance.is_guided() && conditioning.negative.is_none() {
             return Err(StageError::Internal("a guided plan with conditioning that is not".to_owned()));
+        }
+        if plan.step_cache != StepCacheKind::None {
+            return Err(StageError::invalid("step_cache", "this model has no step cache; leave it out"));
         }
         let noise = noise.unwrap_or_else(|| gaussian(plan.seed, shape.iter().product()));
         let latent = Tensor::from_vec(noise, &shape).and_then(|noise| channels_last(&noise));
         let latent = latent.map_err(|e| internal(e.into()))?.to_vec_f32();
         Ok(Self {
             conditioning: conditioning.clone(),
-            guidance: plan.guidance,
+            guidance: Guidance::new(&plan.guidance),
             size: plan.key_frame_size,
             given: given_frames(plan)?,
             shape,
-            sampler: SamplerState::new(plan.sampler, plan.steps, plan.shift),
+            sampler: SamplerState::new(&plan.sampling),
             latent,
             known: None,
             phase: if takes_pictures { Phase::Known } else { Phase::Denoise },
@@ -119,19 +122,32 @@ impl Denoise {
         Ok(Tensor::concat_outer(&frames.iter().collect::<Vec<_>>())?)
     }
 
-    fn sampler_step(&mut self) -> Result<()> {
+    /// The model's answer at the sampler's current step, guided.
+    fn velocity(&mut self) -> Result<Vec<f32>> {
+        let step = self.sampler.done();
+        if self.guidance.moves_nothing(step) {
+            return Ok(vec![0.0; self.latent.len()]);
+        }
         let latent = Tensor::from_f32(&self.latent, &self.channels_last_shape())?;
         let input = match &self.known {
             Some(known) => concat_channels(&[&latent, known])?,
             None => latent,
         };
-        let timestep = self.sampler.timestep(self.sampler.done());
+        let timestep = self.sampler.timestep(step);
         let transformer = &self.conditioning.model.transformer;
         let mut velocity = transformer.forward(&input, timestep, &self.conditioning.prompt)?.to_vec_f32();
-        if let Some(negative) = self.conditioning.negative.as_ref().filter(|_| is_guided(self.guidance)) {
-            let without = transformer.forward(&input, timestep, negative)?.to_vec_f32();
-            guide(&mut velocity, &without, self.guidance);
-        }
+        let negative = self.conditioning.negative.as_ref().filter(|_| self.looks_at_negative());
+        let without = negative.map(|context| transformer.forward(&input, timestep, context)).transpose()?;
+        self.guidance.combine(step, &mut velocity, without.map(|answer| answer.to_vec_f32()).as_deref());
+        Ok(velocity)
+    }
+
+    fn looks_at_negative(&self) -> bool {
+        self.guidance.needs_negative(self.sampler.done(), self.sampler.steps())
+    }
+
+    fn sampler_step(&mut self) -> Result<()> {
+        let velocity = self.velocity()?;
         if !self.sampler.step(&mut self.latent, &velocity) {
             return Err(ModelError::Input("the transformer's answer has another size than the latent".to_owned()));
         }
@@ -186,7 +202,7 @@ impl Session for Denoise {
             Phase::Decode(_) => 2,
         };
         let mut hasher = DefaultHasher::new();
-        let guided = is_guided(self.guidance);
+        let guided = self.looks_at_negative();
         ("diffuse", phase, &self.conditioning.model_name, self.shape, guided).hash(&mut hasher);
         hasher.finish()
     }

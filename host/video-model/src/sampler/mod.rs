@@ -4,10 +4,12 @@
 //! diffusers' `FlowMatchEulerDiscreteScheduler` and `UniPCMultistepScheduler(use_flow_sigmas, order 2, bh2)`, quirks
 //! included, because published models were tuned with them.
 
+mod guidance;
 mod schedule;
 mod unipc;
 
-use pipeline::Sampler;
+pub use guidance::Guidance;
+use pipeline::{Sampler, SamplerSettings};
 use schedule::Schedule;
 use unipc::UniPc;
 
@@ -26,14 +28,18 @@ enum Update {
 }
 
 impl SamplerState {
-    /// An integration of `steps` steps (at least one) over the schedule bent by `shift` (positive; 1 bends nothing).
-    pub fn new(sampler: Sampler, steps: u32, shift: f32) -> Self {
-        let steps = steps.max(1) as usize;
-        match sampler {
-            Sampler::Euler => Self { schedule: Schedule::euler(steps, shift), index: 0, update: Update::Euler },
-            Sampler::Unipc => {
-                Self { schedule: Schedule::unipc(steps, shift), index: 0, update: Update::UniPc(UniPc::default()) }
+    /// An integration over the schedule that `settings` describe.
+    pub fn new(settings: &SamplerSettings) -> Self {
+        let steps = settings.steps.max(1) as usize;
+        match settings.sampler {
+            Sampler::Euler => {
+                Self { schedule: Schedule::euler(steps, settings.shift), index: 0, update: Update::Euler }
             }
+            Sampler::Unipc => Self {
+                schedule: Schedule::unipc(steps, settings.shift),
+                index: 0,
+                update: Update::UniPc(UniPc::default()),
+            },
         }
     }
 
@@ -78,19 +84,6 @@ impl SamplerState {
     }
 }
 
-/// Whether `guidance` needs the unconditional pass at all.
-pub fn is_guided(guidance: f32) -> bool {
-    guidance > 1.0
-}
-
-/// Classifier-free guidance (arXiv 2207.12598): `conditional` becomes unconditional + guidance·(conditional −
-/// unconditional).
-pub fn guide(conditional: &mut [f32], unconditional: &[f32], guidance: f32) {
-    for (c, u) in conditional.iter_mut().zip(unconditional) {
-        *c = u + guidance * (*c - u);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,7 +113,7 @@ mod tests {
     fn follow(sampler: Sampler, name: &str) {
         for (shift, steps) in CASES {
             let case = format!("{name}.s{shift}.n{steps}");
-            let mut state = SamplerState::new(sampler, steps, shift);
+            let mut state = SamplerState::new(&SamplerSettings::new(sampler, steps, shift));
             let timesteps: Vec<f32> = (0..state.steps()).map(|i| state.timestep(i)).collect();
             // Two units in the last place of 1: diffusers' schedule passes through float64 in another order.
             assert_close(state.sigmas(), &golden(&format!("{case}.sigmas")), 2.4e-7, &case);
@@ -153,7 +146,7 @@ mod tests {
                 let (noise, picture) = ([0.7f32, -1.1], [0.2f32, 0.9]);
                 let v: Vec<f32> = noise.iter().zip(&picture).map(|(n, p)| n - p).collect();
                 let mut x = noise.to_vec();
-                let mut state = SamplerState::new(sampler, steps, 5.0);
+                let mut state = SamplerState::new(&SamplerSettings::new(sampler, steps, 5.0));
                 while state.step(&mut x, &v) {}
                 assert_eq!(state.done(), steps as usize);
                 assert_close(&x, &picture, 1e-5, "straight path");
@@ -163,19 +156,9 @@ mod tests {
 
     #[test]
     fn a_wrong_length_moves_nothing() {
-        let mut state = SamplerState::new(Sampler::Euler, 2, 1.0);
+        let mut state = SamplerState::new(&SamplerSettings::new(Sampler::Euler, 2, 1.0));
         let mut x = [1.0, 2.0];
         assert!(!state.step(&mut x, &[1.0]));
         assert_eq!((x, state.done()), ([1.0, 2.0], 0));
-    }
-
-    #[test]
-    fn guidance_of_one_is_the_conditional_answer_and_more_goes_past_it() {
-        assert!(!is_guided(1.0) && !is_guided(0.0) && is_guided(1.5));
-        let mut c = [2.0, -1.0];
-        guide(&mut c, &[1.0, 1.0], 1.0);
-        assert_eq!(c, [2.0, -1.0]);
-        guide(&mut c, &[1.0, 1.0], 3.0);
-        assert_eq!(c, [4.0, -5.0]);
     }
 }

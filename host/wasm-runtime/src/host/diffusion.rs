@@ -12,9 +12,9 @@ use wasmtime::component::Resource;
 
 impl Host for CallState {
     async fn generate(&mut self, request: Request, given: Vec<Given>) -> Result<Resource<FrameList>, HostError> {
-        let request = from_wit(request, None);
+        let request = from_wit(request, &self.asked);
         let defaults = self.engine.services.diffuse.defaults(request.model.as_deref())?;
-        let mut plan = request.resolve(&defaults, self.seed)?;
+        let mut plan = request.resolve(&defaults, self.asked.seed.unwrap_or(0))?;
         plan.given = self.given_key_frames(&plan, given)?;
         let engine = self.engine.clone();
         let key_frames = engine.call(engine.key_frames(&plan)).await?;

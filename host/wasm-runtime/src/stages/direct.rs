@@ -29,9 +29,9 @@ impl Direct for WasmRuntime {
         let cpu_ms_max = self.limits.director_cpu_ms_max;
         let terms = Terms { field: UsageField::EffectsCpuMs, cpu_ms_max, frame_bytes_max: FRAME_BYTES_MAX };
         let (call, mut store) = Call::open(self, cx, director, terms).await?;
-        store.data_mut().seed = input.request.seed.unwrap_or(0);
         let given = given_list(store.data_mut(), input.given)?;
-        let (request, text) = (to_wit(input.request), input.input);
+        let (request, text) = (to_wit(&input.request), input.input);
+        store.data_mut().asked = input.request;
         let outcome = call.drive(async {
             let instance = pre.instantiate_async(&mut store).await?;
             instance.call_run(&mut store, &request, &text, given).await

@@ -22,14 +22,14 @@ impl Plan for WasmRuntime {
         let cpu_ms_max = self.limits.plan_cpu_ms_max;
         let terms = Terms { field: UsageField::PlanCpuMs, cpu_ms_max, frame_bytes_max: 0 };
         let (call, mut store) = Call::open(self, cx, hook, terms).await?;
-        let (sampler, asked) = (request.sampler, to_wit(request));
+        let asked = to_wit(&request);
         let outcome = call.drive(async {
             let instance = pre.instantiate_async(&mut store).await?;
             instance.call_plan(&mut store, &asked).await
         });
         let planned = call.judge(outcome.await, &store)?;
         let failure = store.data().host_failure.clone();
-        let planned = from_wit(planned.map_err(|error| from_guest(hook.name.as_str(), cx, failure, error))?, sampler);
+        let planned = from_wit(planned.map_err(|error| from_guest(hook.name.as_str(), cx, failure, error))?, &request);
         self.check(&planned).map_err(|error| match error {
             StageError::InvalidArgument { .. } => call.blame(format!("returned an impossible request: {error}")),
             other => other,

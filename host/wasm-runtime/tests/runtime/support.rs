@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use pipeline::{
     Condition, Conditioning, Diffuse, Digest, Frame, FrameSize, Frames, FunctionCatalog, FunctionRef, GenerationPlan,
-    GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, Plan, Sampler, StageContext, StageError,
-    StageResult, UsageField,
+    GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, Plan, Sampler, SamplerSettings, StageContext,
+    StageError, StageResult, UsageField,
 };
 use sha2::Digest as _;
 use std::collections::{BTreeMap, HashMap};
@@ -48,10 +48,8 @@ impl Diffuse for FakeEngine {
             key_frame_multiple: 4,
             key_frames: 5,
             key_frames_max: 33,
-            steps: 4,
+            sampling: SamplerSettings::new(Sampler::Euler, 4, 3.0),
             guidance: 4.0,
-            shift: 3.0,
-            sampler: Sampler::Euler,
             size: SIZE,
             duration_ms: 1000,
             fps: 8,
@@ -68,8 +66,8 @@ impl Diffuse for FakeEngine {
         self.diffused.lock().unwrap().push((plan.prompt.clone(), plan.given.len()));
         let start = Instant::now();
         while start.elapsed() < self.burn {}
-        for _ in 0..plan.steps {
-            cx.meter.add(UsageField::DiffuseGpuMs, DIFFUSE_GPU_MS / u64::from(plan.steps));
+        for _ in 0..plan.sampling.steps {
+            cx.meter.add(UsageField::DiffuseGpuMs, DIFFUSE_GPU_MS / u64::from(plan.sampling.steps));
             tokio::time::sleep(self.step).await;
             cx.check_cancelled()?;
         }

@@ -41,8 +41,17 @@ async fn a_prompt_hook_passes_what_it_does_not_touch_and_is_billed() {
         steps: Some(7),
         guidance: Some(2.5),
         shift: Some(1.5),
-        sampler: Some(Sampler::Unipc),
         seed: Some(u64::MAX),
+        // The contract does not know these: they pass by the component.
+        sampler: Some(Sampler::Unipc),
+        solver_order: Some(3),
+        solver_type: Some("bh1".parse().unwrap()),
+        schedule: Some("karras".parse().unwrap()),
+        eta: Some(0.0),
+        guidance_kind: Some("apg:momentum=-0.5".parse().unwrap()),
+        guidance_rescale: Some(0.25),
+        guidance_interval: Some("0.1..0.9".parse().unwrap()),
+        step_cache: Some("first-block:0.05".parse().unwrap()),
     };
     let cx = context();
     let planned = host.runtime.plan(&cx, &hook, asked.clone()).await.unwrap();
