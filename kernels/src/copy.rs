@@ -1,5 +1,10 @@
 //! Copies of a few channels of many pixels, where a call per pixel would cost more than the copy.
 
+#![allow(unsafe_code, reason = "the output is not cleared before it is written")]
+
+use std::mem::MaybeUninit;
+
+use crate::buffer::Buffer;
 use crate::parallel;
 
 /// Columns `start..start + count` of a matrix of `width` columns.
@@ -11,23 +16,29 @@ pub(crate) struct Part<'a, T> {
 }
 
 /// A matrix of `rows` rows, each the same row of all parts side by side.
-pub(crate) fn join_rows<T: Copy + Send + Sync + Default>(rows: usize, parts: &[Part<'_, T>]) -> Vec<T> {
+pub(crate) fn join_rows<T: Copy + Send + Sync>(rows: usize, parts: &[Part<'_, T>]) -> Buffer<T> {
     let row = parts.iter().map(|p| p.count).sum::<usize>();
-    let mut out = vec![T::default(); rows * row];
     if row == 0 {
-        return out;
+        return Buffer::with_capacity(0);
     }
     let per_piece = parallel::rows_per_piece(row);
-    parallel::for_each_piece(&mut out, per_piece * row, rows * row, |piece, out| {
-        let mut at = 0;
-        for part in parts.iter().filter(|part| part.count > 0) {
-            let rows = out.len() / row;
-            let from = &part.values[piece * per_piece * part.width..][..rows * part.width];
-            copy_columns(from, part.width, part.start, out, row, at, part.count);
-            at += part.count;
-        }
-    });
-    out
+    // SAFETY: the parts' columns are the columns of a row, and each part writes its own in all rows.
+    unsafe {
+        parallel::collect_pieces(rows * row, per_piece * row, rows * row, |piece, out| {
+            let mut at = 0;
+            for part in parts.iter().filter(|part| part.count > 0) {
+                let rows = out.len() / row;
+                let from = &part.values[piece * per_piece * part.width..][..rows * part.width];
+                copy_columns(as_uninit(from), part.width, part.start, out, row, at, part.count);
+                at += part.count;
+            }
+        })
+    }
+}
+
+fn as_uninit<T: Copy>(values: &[T]) -> &[MaybeUninit<T>] {
+    // SAFETY: the layout is the same, and a value that is written may be read as one that need not be.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
 }
 
 /// Copies `count` columns from column `start` of one matrix to column `at` of another with as many rows.

@@ -3,10 +3,13 @@
 //! Every operation is one safe function that checks its shapes and returns a typed [`Error`]; behind it stand a plain
 //! reference and fast CPU paths chosen at run time. Tensors are contiguous, in f32 or bf16; weights are packed once at load
 //! time, in the dtype of the multiplications. Pictures are channels last: [h, w, c], clips [f, h, w, c]. Sums and softmax
-//! are always f32. Work is spread over rayon's current thread pool, so whoever owns a device installs its own pool.
+//! are always f32. Work is spread over rayon's current thread pool, so whoever owns a device installs its own pool; memory
+//! comes from the [`Arena`] whose scope the thread is in.
 
 mod activation;
+mod arena;
 mod attention;
+mod buffer;
 mod conv;
 mod copy;
 mod elementwise;
@@ -23,6 +26,7 @@ pub mod simd;
 mod tensor;
 
 pub use activation::Activation;
+pub use arena::Arena;
 pub use attention::attention;
 pub use conv::{CausalConv3d, PackedConv2d, PackedConvTranspose2d, Padding, causal_conv3d, conv_transpose2d, conv2d};
 pub use elementwise::{activate, add, embedding, guide, linear_combination};

@@ -7,6 +7,7 @@
 
 use half::bf16;
 
+use crate::buffer::{Buffer, Zero};
 use crate::parallel;
 use crate::tensor::Dtype;
 
@@ -56,6 +57,10 @@ impl Format {
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u32; LINE]);
 
+// SAFETY: words may be zero.
+#[allow(unsafe_code, reason = "says that zeros are a value")]
+unsafe impl Zero for Line {}
+
 /// A packed k×n matrix.
 #[derive(Debug, Clone)]
 pub(crate) struct PackedMatrix {
@@ -63,7 +68,7 @@ pub(crate) struct PackedMatrix {
     k: usize,
     steps: usize,
     format: Format,
-    lines: Vec<Line>,
+    lines: Buffer<Line>,
 }
 
 impl PackedMatrix {
@@ -120,14 +125,14 @@ impl PackedMatrix {
 
     /// Bytes of the packed words, padding included.
     pub(crate) fn stored_bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
+        size_of_val(&*self.lines)
     }
 
     /// A packed matrix of zeros, to be filled through [`PackedMatrix::panel_mut`].
     pub(crate) fn zeros(k: usize, n: usize, format: impl Into<Format>) -> Self {
         let format = format.into();
         let steps = format.steps(k);
-        Self { n, k, steps, format, lines: vec![Line([0; LINE]); steps * n.div_ceil(LINE) + SPARE_LINES] }
+        Self { n, k, steps, format, lines: Buffer::zeros(steps * n.div_ceil(LINE) + SPARE_LINES) }
     }
 
     /// Steps of every panel.

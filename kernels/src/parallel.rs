@@ -1,8 +1,11 @@
-//! Spreading work over rayon's current pool, with small jobs kept on the calling thread.
+//! Spreading work over rayon's current pool, with small jobs kept on the calling thread. Tasks are in their caller's arena.
 
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
+
+use crate::arena::{Arena, Entered};
+use crate::buffer::Buffer;
 
 /// Operations below which handing work to another thread costs more than it saves (about 10 µs of one core).
 const SERIAL_OPERATIONS_MAX: usize = 200_000;
@@ -12,7 +15,8 @@ pub(crate) fn for_each(tasks: usize, operations: usize, task: impl Fn(usize) + S
     if tasks <= 1 || operations < SERIAL_OPERATIONS_MAX || rayon::current_num_threads() == 1 {
         (0..tasks).for_each(task);
     } else {
-        (0..tasks).into_par_iter().for_each(task);
+        let arena = Arena::current();
+        (0..tasks).into_par_iter().for_each_init(|| Entered::new(arena.clone()), |_, i| task(i));
     }
 }
 
@@ -26,11 +30,13 @@ pub(crate) fn for_each_piece<T: Send>(
     if out.len() <= piece || operations < SERIAL_OPERATIONS_MAX || rayon::current_num_threads() == 1 {
         out.chunks_mut(piece.max(1)).enumerate().for_each(|(i, p)| task(i, p));
     } else {
-        out.par_chunks_mut(piece).enumerate().for_each(|(i, p)| task(i, p));
+        let arena = Arena::current();
+        let pieces = out.par_chunks_mut(piece).enumerate();
+        pieces.for_each_init(|| Entered::new(arena.clone()), |_, (i, p)| task(i, p));
     }
 }
 
-/// Like [`for_each_piece`] over a new vector of `len` elements, which is not cleared first.
+/// Like [`for_each_piece`] over a new buffer of `len` elements, which is not cleared first.
 ///
 /// # Safety
 /// The task must write every element of its piece.
@@ -40,9 +46,9 @@ pub(crate) unsafe fn collect_pieces<T: Copy + Send>(
     piece: usize,
     operations: usize,
     task: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync + Send,
-) -> Vec<T> {
-    let mut out = Vec::with_capacity(len);
-    for_each_piece(&mut out.spare_capacity_mut()[..len], piece, operations, task);
+) -> Buffer<T> {
+    let mut out = Buffer::with_capacity(len);
+    for_each_piece(out.spare_capacity_mut(), piece, operations, task);
     // SAFETY: the tasks have written all of it.
     unsafe { out.set_len(len) };
     out

@@ -1,12 +1,12 @@
 //! Contiguous tensors: a shape of one to five dimensions over shared storage on a device.
 
-use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
+use crate::buffer::Buffer;
 use crate::copy;
 use crate::error::{Result, argument_error, dtype_error, shape_error};
 
@@ -42,8 +42,8 @@ impl Dtype {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Storage {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
+    F32(Buffer<f32>),
+    Bf16(Buffer<bf16>),
 }
 
 /// A contiguous, row-major tensor. Cloning and reshaping share the storage; operations return new tensors.
@@ -56,21 +56,22 @@ pub struct Tensor {
 const RANK_MAX: usize = 5;
 
 impl Tensor {
-    /// A tensor of `Dtype::F32` from a slice in row-major order.
+    /// A tensor of `Dtype::F32` from a slice in row-major order, which is copied.
     pub fn from_f32(data: &[f32], shape: &[usize]) -> Result<Self> {
-        Self::from_vec(data.to_vec(), shape)
+        check_shape("Tensor::from_f32", data.len(), shape)?;
+        Ok(Self::new(Storage::F32(Buffer::from_slice(data)), shape))
     }
 
     /// Like [`Tensor::from_f32`], taking the buffer over without a copy.
     pub fn from_vec(data: Vec<f32>, shape: &[usize]) -> Result<Self> {
         check_shape("Tensor::from_f32", data.len(), shape)?;
-        Ok(Self::new(Storage::F32(data), shape))
+        Ok(Self::new(Storage::F32(data.into()), shape))
     }
 
     /// A tensor of `Dtype::Bf16` from a slice in row-major order.
     pub fn from_bf16(data: &[bf16], shape: &[usize]) -> Result<Self> {
         check_shape("Tensor::from_bf16", data.len(), shape)?;
-        Ok(Self::new(Storage::Bf16(data.to_vec()), shape))
+        Ok(Self::new(Storage::Bf16(Buffer::from_slice(data)), shape))
     }
 
     /// A tensor of zeros.
@@ -78,8 +79,8 @@ impl Tensor {
         let len = element_count("Tensor::zeros", shape)?;
         check_shape("Tensor::zeros", len, shape)?;
         let storage = match dtype {
-            Dtype::F32 => Storage::F32(vec![0.0; len]),
-            Dtype::Bf16 => Storage::Bf16(vec![bf16::ZERO; len]),
+            Dtype::F32 => Storage::F32(Buffer::zeros(len)),
+            Dtype::Bf16 => Storage::Bf16(Buffer::zeros(len)),
         };
         Ok(Self::new(storage, shape))
     }
@@ -117,7 +118,7 @@ impl Tensor {
 
     /// The elements as f32, in row-major order.
     pub fn to_vec_f32(&self) -> Vec<f32> {
-        self.f32_values().into_owned()
+        self.f32_values().to_vec()
     }
 
     /// The same values in another element type; shares the storage when the type is already right.
@@ -145,8 +146,8 @@ impl Tensor {
         let mut shape = self.shape.clone();
         shape[0] = range.len();
         let storage = match &*self.storage {
-            Storage::F32(v) => Storage::F32(v[elements].to_vec()),
-            Storage::Bf16(v) => Storage::Bf16(v[elements].to_vec()),
+            Storage::F32(v) => Storage::F32(Buffer::from_slice(&v[elements])),
+            Storage::Bf16(v) => Storage::Bf16(Buffer::from_slice(&v[elements])),
         };
         Ok(Self::new(storage, &shape))
     }
@@ -168,25 +169,31 @@ impl Tensor {
 
     /// Element `i` of the result (of `shape`) is element `from(i)` of this tensor.
     pub(crate) fn rearranged(&self, shape: &[usize], from: impl Fn(usize) -> usize) -> Self {
-        match &*self.storage {
-            Storage::F32(v) => Self::new(Storage::F32((0..v.len()).map(|i| v[from(i)]).collect()), shape),
-            Storage::Bf16(v) => Self::new(Storage::Bf16((0..v.len()).map(|i| v[from(i)]).collect()), shape),
-        }
+        let order = (0..self.len()).map(from);
+        let storage = match &*self.storage {
+            Storage::F32(v) => Storage::F32(Buffer::collect(v.len(), order.map(|i| v[i]))),
+            Storage::Bf16(v) => Storage::Bf16(Buffer::collect(v.len(), order.map(|i| v[i]))),
+        };
+        Self::new(storage, shape)
     }
 
     /// Rows `ids` (checked by the caller) of a matrix of width `d`.
     pub(crate) fn gather_rows(&self, ids: &[u32], d: usize) -> Self {
-        let rows = || ids.iter().map(|&id| id as usize * d..(id as usize + 1) * d);
+        fn gather<T: Copy>(values: &[T], ids: &[u32], d: usize) -> Buffer<T> {
+            let mut rows = Buffer::with_capacity(ids.len() * d);
+            ids.iter().for_each(|&id| rows.extend_from_slice(&values[id as usize * d..][..d]));
+            rows
+        }
         let storage = match &*self.storage {
-            Storage::F32(v) => Storage::F32(rows().flat_map(|r| &v[r]).copied().collect()),
-            Storage::Bf16(v) => Storage::Bf16(rows().flat_map(|r| &v[r]).copied().collect()),
+            Storage::F32(v) => Storage::F32(gather(v, ids, d)),
+            Storage::Bf16(v) => Storage::Bf16(gather(v, ids, d)),
         };
         Self::new(storage, &[ids.len(), d])
     }
 
     /// Entries `range` (checked by the caller) of the last dimension, as a tensor of `shape`.
     pub(crate) fn slice_inner(&self, shape: &[usize], range: Range<usize>) -> Self {
-        fn cut<T: Copy + Send + Sync + Default>(values: &[T], width: usize, range: &Range<usize>) -> Vec<T> {
+        fn cut<T: Copy + Send + Sync>(values: &[T], width: usize, range: &Range<usize>) -> Buffer<T> {
             let rows = values.len() / width.max(1);
             copy::join_rows(rows, &[copy::Part { values, width, start: range.start, count: range.len() }])
         }
@@ -212,12 +219,13 @@ impl Tensor {
 
     /// A matrix [m, k] with a column of zeros added: bf16 products read pairs.
     pub(crate) fn with_zero_column(&self, m: usize, k: usize) -> Self {
-        fn widen<T: Copy + Default>(values: &[T], k: usize) -> Vec<T> {
-            values.chunks_exact(k).flat_map(|row| row.iter().copied().chain([T::default()])).collect()
+        fn widen<T: Copy + Default>(values: &[T], m: usize, k: usize) -> Buffer<T> {
+            let rows = values.chunks_exact(k).flat_map(|row| row.iter().copied().chain([T::default()]));
+            Buffer::collect(m * (k + 1), rows)
         }
         let storage = match &*self.storage {
-            Storage::F32(v) => Storage::F32(widen(v, k)),
-            Storage::Bf16(v) => Storage::Bf16(widen(v, k)),
+            Storage::F32(v) => Storage::F32(widen(v, m, k)),
+            Storage::Bf16(v) => Storage::Bf16(widen(v, m, k)),
         };
         Self::new(storage, &[m, k + 1])
     }
@@ -229,7 +237,7 @@ impl Tensor {
     /// A result computed in f32, stored as `dtype`. The caller has made the length fit the shape.
     pub(crate) fn from_result(data: Vec<f32>, shape: &[usize], dtype: Dtype) -> Self {
         match dtype {
-            Dtype::F32 => Self::new(Storage::F32(data), shape),
+            Dtype::F32 => Self::new(Storage::F32(data.into()), shape),
             Dtype::Bf16 => Self::new(Storage::Bf16(round_bf16(&data)), shape),
         }
     }
@@ -249,10 +257,14 @@ impl Tensor {
     }
 
     /// The elements as f32, without a copy when they are stored so.
-    pub(crate) fn f32_values(&self) -> Cow<'_, [f32]> {
+    pub(crate) fn f32_values(&self) -> F32Values<'_> {
         match &*self.storage {
-            Storage::F32(v) => Cow::Borrowed(v),
-            Storage::Bf16(v) => Cow::Owned(v.to_f32_vec()),
+            Storage::F32(v) => F32Values::Borrowed(v),
+            Storage::Bf16(v) => {
+                let mut wide = Buffer::zeros(v.len());
+                v.convert_to_f32_slice(&mut wide);
+                F32Values::Owned(wide)
+            }
         }
     }
 
@@ -265,8 +277,30 @@ impl Tensor {
     }
 }
 
-fn join<T: Copy>(op: &'static str, parts: &[&Tensor], view: fn(&Tensor) -> Option<&[T]>) -> Result<Vec<T>> {
-    let mut out = Vec::with_capacity(parts.iter().map(|p| p.len()).sum());
+/// A tensor's elements as f32: its own, or a conversion of them.
+pub(crate) enum F32Values<'a> {
+    Borrowed(&'a [f32]),
+    Owned(Buffer<f32>),
+}
+
+impl Deref for F32Values<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Borrowed(values) => values,
+            Self::Owned(values) => values,
+        }
+    }
+}
+
+impl From<Vec<f32>> for F32Values<'_> {
+    fn from(values: Vec<f32>) -> Self {
+        Self::Owned(values.into())
+    }
+}
+
+fn join<T: Copy>(op: &'static str, parts: &[&Tensor], view: fn(&Tensor) -> Option<&[T]>) -> Result<Buffer<T>> {
+    let mut out = Buffer::with_capacity(parts.iter().map(|p| p.len()).sum());
     for part in parts {
         match view(part) {
             Some(values) => out.extend_from_slice(values),
@@ -277,12 +311,12 @@ fn join<T: Copy>(op: &'static str, parts: &[&Tensor], view: fn(&Tensor) -> Optio
 }
 
 /// One row of each part in turn.
-fn interleave<T: Copy + Send + Sync + Default>(
+fn interleave<T: Copy + Send + Sync>(
     op: &'static str,
     parts: &[&Tensor],
     rows: usize,
     view: fn(&Tensor) -> Option<&[T]>,
-) -> Result<Vec<T>> {
+) -> Result<Buffer<T>> {
     let mut slices = Vec::with_capacity(parts.len());
     for part in parts {
         let width = part.shape[part.shape.len() - 1];
@@ -294,8 +328,8 @@ fn interleave<T: Copy + Send + Sync + Default>(
     Ok(copy::join_rows(rows, &slices))
 }
 
-pub(crate) fn round_bf16(values: &[f32]) -> Vec<bf16> {
-    let mut out = vec![bf16::ZERO; values.len()];
+pub(crate) fn round_bf16(values: &[f32]) -> Buffer<bf16> {
+    let mut out = Buffer::zeros(values.len());
     out.convert_from_f32_slice(values);
     out
 }

@@ -12,11 +12,11 @@
 #![allow(unsafe_code, reason = "tiles read rows through raw pointers; tasks write disjoint parts of one output")]
 
 use std::f32::consts::LOG2_E;
-use std::mem::MaybeUninit;
 
 use half::bf16;
 
 use super::AttentionShape;
+use crate::buffer::Buffer;
 use crate::elementwise::{load_up_to, store_up_to};
 use crate::gemm::{Bf16Product, Epilogue, F32Product, Left, Product, Segment, Tiles, block};
 use crate::packed::{LINE, PANEL, PackedMatrix, panel_width, steps_of};
@@ -56,7 +56,7 @@ fn heads<T: Element>(isa: Isa, q: &[T], k: &[T], v: &[T], shape: AttentionShape,
     });
     let packed: Vec<(PackedMatrix, PackedMatrix)> = packed.into_iter().flatten().collect();
 
-    let mut out = Vec::with_capacity(queries * width);
+    let mut out = Buffer::with_capacity(queries * width);
     let shared = Shared::<T>::from_pointer(out.as_mut_ptr());
     let blocks = queries.div_ceil(QUERIES);
     parallel::for_each(heads * blocks, operations, |task| {
@@ -142,13 +142,13 @@ struct Block<'a, T> {
 }
 
 /// What a task keeps between blocks of keys.
-struct Running<T> {
+struct Running<T: Copy> {
     /// [queries, KEYS] scores of a block of keys; not cleared, since a block writes what it then reads.
-    scores: Box<[MaybeUninit<f32>]>,
+    scores: Buffer<f32>,
     /// [queries, KEYS] of the same, exponentiated: the left operand of the product with v.
-    weights: Box<[MaybeUninit<T>]>,
+    weights: Buffer<T>,
     /// [queries, head_dim up to whole lines], not yet divided by the totals.
-    sums: Vec<f32>,
+    sums: Buffer<f32>,
     /// Of the scores in units of ln 2.
     largest: [f32; QUERIES],
     total: [f32; QUERIES],
@@ -172,9 +172,9 @@ impl<T: Element> Block<'_, T> {
         let AttentionShape { visible, head_dim, heads, .. } = self.shape;
         let pitch = head_dim.next_multiple_of(LINE);
         let mut running = Running {
-            scores: Box::new_uninit_slice(self.queries * KEYS),
-            weights: Box::new_uninit_slice(self.queries * KEYS),
-            sums: vec![0.0; self.queries * pitch],
+            scores: Buffer::with_capacity(self.queries * KEYS),
+            weights: Buffer::with_capacity(self.queries * KEYS),
+            sums: Buffer::zeros(self.queries * pitch),
             largest: [f32::NEG_INFINITY; QUERIES],
             total: [0.0; QUERIES],
         };

@@ -16,6 +16,7 @@ use std::mem::MaybeUninit;
 use half::bf16;
 
 use super::{ConvCall, ConvKernel};
+use crate::buffer::Buffer;
 use crate::elementwise::{load_up_to, store_up_to};
 use crate::gemm::{Finish, Left, Rows, Segment, Tiles, linear_product};
 use crate::packed::{PANEL, steps_of};
@@ -61,7 +62,7 @@ fn conv_as<T: Element>(
     shape: &[usize],
 ) -> Tensor {
     let len = shape.iter().product();
-    let mut out: Vec<T> = Vec::with_capacity(len);
+    let mut out = Buffer::<T>::with_capacity(len);
     let residual = residual.as_ref().and_then(T::slice).map(<[T]>::as_ptr);
     let placement = Placement::dense(call.output, call.kernel.cout());
     conv_into(isa, call, input, residual, out.as_mut_ptr(), placement);
@@ -124,7 +125,7 @@ fn run_strips<W: Element, T: Element>(
         let (frame, rows) = strips.get(strip);
         let sources: Vec<(usize, usize)> =
             call.frames[frame].iter().enumerate().filter_map(|(t, source)| Some((t, (*source)?))).collect();
-        let padded: Vec<W> = strips.padded_rows(isa, input, &sources, rows.start);
+        let padded: Buffer<W> = strips.padded_rows(isa, input, &sources, rows.start);
         let pixel_words = steps_of(kernel.cin_padded, W::DTYPE);
         let words = padded.as_ptr().cast::<u32>();
         let segments = strips.segments(&sources, pixel_words);
@@ -203,7 +204,7 @@ impl<'a> Strips<'a> {
 
     /// For each source frame, the `padded_rows` input rows from under output row `first` on, in the kernel's dtype, with
     /// zeros around the picture, so that taps need no bounds checks.
-    fn padded_rows<W: Element>(&self, isa: Isa, input: &Tensor, sources: &[(usize, usize)], first: usize) -> Vec<W> {
+    fn padded_rows<W: Element>(&self, isa: Isa, input: &Tensor, sources: &[(usize, usize)], first: usize) -> Buffer<W> {
         match (input.as_f32(), input.as_bf16()) {
             (Some(values), _) => self.padded_rows_from(isa, values, sources, first),
             (_, Some(values)) => self.padded_rows_from(isa, values, sources, first),
@@ -217,11 +218,11 @@ impl<'a> Strips<'a> {
         input: &[I],
         sources: &[(usize, usize)],
         first: usize,
-    ) -> Vec<W> {
+    ) -> Buffer<W> {
         let ConvKernel { cin, cin_padded, padding, stride, .. } = *self.call.kernel;
         let [h, w] = self.call.source;
         let row = self.padded_width * cin_padded;
-        let mut out = Vec::with_capacity(sources.len() * self.padded_rows * row);
+        let mut out = Buffer::with_capacity(sources.len() * self.padded_rows * row);
         for &(_, frame) in sources {
             for y in first * stride..first * stride + self.padded_rows {
                 let Some(y) = y.checked_sub(padding.top).filter(|&y| y < h) else {

@@ -11,6 +11,7 @@ pub use conv3d::{CausalConv3d, causal_conv3d};
 pub use transpose::{PackedConvTranspose2d, conv_transpose2d};
 
 use crate::activation::Activation;
+use crate::buffer::Buffer;
 use crate::error::{Result, argument_error, shape_error};
 use crate::packed::PackedMatrix;
 use crate::simd::Isa;
@@ -41,7 +42,7 @@ impl Padding {
 pub(crate) struct ConvKernel {
     pub(crate) matrix: PackedMatrix,
     /// Padded to whole panels.
-    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) bias: Option<Buffer<f32>>,
     pub(crate) taps: [usize; 3],
     pub(crate) cin: usize,
     /// Input channels as the matrix holds them: even in bf16, so that a pixel is a whole number of pairs.
@@ -55,7 +56,7 @@ impl ConvKernel {
     pub(crate) fn pack(
         [cout, cin]: [usize; 2],
         taps: [usize; 3],
-        bias: Option<Vec<f32>>,
+        bias: Option<Buffer<f32>>,
         stride: usize,
         padding: Padding,
         dtype: Dtype,

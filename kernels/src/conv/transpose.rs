@@ -6,6 +6,7 @@ use half::bf16;
 use super::cpu::{self, Placement};
 use super::{ConvCall, ConvKernel, Padding, reference};
 use crate::activation::Activation;
+use crate::buffer::Buffer;
 use crate::error::{Result, shape_error};
 use crate::gemm::padded_vector;
 use crate::linear::bias_values;
@@ -21,7 +22,7 @@ use crate::tensor::{Dtype, Tensor};
 pub struct PackedConvTranspose2d {
     /// [cin, cout, 4, 4] in the dtype of the multiplications.
     pub(super) weight: Tensor,
-    pub(super) bias: Option<Vec<f32>>,
+    pub(super) bias: Option<Buffer<f32>>,
     phases: Vec<Phase>,
 }
 
@@ -44,7 +45,7 @@ impl PackedConvTranspose2d {
         if weight.is_empty() {
             return shape_error(OP, format!("weight {:?} is empty", weight.shape()));
         }
-        let bias = bias_values(OP, bias, cout)?;
+        let bias = bias_values(OP, bias, cout)?.map(|b| Buffer::from_slice(&b));
         let phases = pack_phases(weight, bias.as_deref(), dtype);
         Ok(Self { weight: weight.to_dtype(dtype), bias, phases })
     }
@@ -128,7 +129,7 @@ fn run_phases<T: Element>(
 ) -> Tensor {
     let cout = weight.cout();
     let len = 4 * h * w * cout;
-    let mut out: Vec<T> = Vec::with_capacity(len);
+    let mut out = Buffer::<T>::with_capacity(len);
     for phase in &weight.phases {
         let call =
             ConvCall { kernel: &phase.kernel, source: [h, w], output: [h, w], frames: vec![vec![Some(0)]], activation };

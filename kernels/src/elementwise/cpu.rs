@@ -16,6 +16,7 @@ use std::mem::MaybeUninit;
 use half::bf16;
 
 use crate::activation::Activation;
+use crate::buffer::Buffer;
 use crate::gemm::Tiles;
 use crate::parallel;
 use crate::simd::{Element, Isa, Kernel, Simd, math};
@@ -41,7 +42,7 @@ fn activate_as<O: Element>(isa: Isa, x: &Tensor, activation: Activation) -> Tens
     O::tensor(out, x.shape())
 }
 
-fn activate_slice<I: Element, O: Element>(isa: Isa, x: &[I], activation: Activation) -> Vec<O> {
+fn activate_slice<I: Element, O: Element>(isa: Isa, x: &[I], activation: Activation) -> Buffer<O> {
     // SAFETY: the kernel writes as many elements as it is given.
     unsafe {
         parallel::collect_pieces(x.len(), PIECE, x.len(), |i, out| {

@@ -1,15 +1,14 @@
 //! Plain pointwise loops.
 
-use std::borrow::Cow;
-
 use crate::activation::Activation;
+use crate::tensor::F32Values;
 
 pub(super) fn activate(x: &[f32], activation: Activation) -> Vec<f32> {
     x.iter().map(|&v| activation.at(v)).collect()
 }
 
 /// Σ factor · values; all as long as the first.
-pub(super) fn linear_combination(terms: &[(f32, Cow<'_, [f32]>)]) -> Vec<f32> {
+pub(super) fn linear_combination(terms: &[(f32, F32Values<'_>)]) -> Vec<f32> {
     let mut out = vec![0.0; terms[0].1.len()];
     for (factor, values) in terms {
         for (sum, v) in out.iter_mut().zip(values.iter()) {

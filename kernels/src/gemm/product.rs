@@ -1,9 +1,12 @@
 //! The parallel driver for products of a dense matrix.
 #![allow(unsafe_code, reason = "tasks write disjoint rows and columns of one output")]
 
+use std::ops::Deref;
+
 use super::{
     Bf16Product, F32Product, Finish, Int8Product, Left, Product, QuantisedRows, Scales, Segment, Tiles, block,
 };
+use crate::buffer::Buffer;
 use crate::packed::{Format, PANEL, PackedMatrix};
 use crate::parallel::{self, Shared};
 use crate::simd::{Element, Isa, Kernel};
@@ -109,8 +112,10 @@ impl<T: Element> Rows<'_, T> {
 }
 
 /// One value per column with zeros up to whole panels, so that tiles can read it without a tail.
-pub(crate) fn padded_vector<V: Copy + Default>(mut values: Vec<V>) -> Vec<V> {
+pub(crate) fn padded_vector<V: Copy + Default>(values: impl Deref<Target = [V]>) -> Buffer<V> {
     let padded = values.len().next_multiple_of(PANEL);
-    values.resize(padded, V::default());
-    values
+    let mut out = Buffer::with_capacity(padded);
+    out.extend_from_slice(&values);
+    out.resize(padded, V::default());
+    out
 }

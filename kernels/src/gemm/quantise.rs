@@ -14,6 +14,7 @@
 use half::bf16;
 
 use super::Tiles;
+use crate::buffer::Buffer;
 use crate::elementwise::load_up_to;
 use crate::packed::Format;
 use crate::parallel::{self, Shared};
@@ -28,8 +29,8 @@ const SMALLEST: f32 = 1e-30;
 /// x [m, k] as bytes, offset by 128 so that they are unsigned, with a scale per row.
 #[derive(Debug)]
 pub(crate) struct QuantisedRows {
-    pub(crate) words: Vec<u32>,
-    pub(crate) scales: Vec<f32>,
+    pub(crate) words: Buffer<u32>,
+    pub(crate) scales: Buffer<f32>,
 }
 
 impl QuantisedRows {
@@ -43,7 +44,7 @@ impl QuantisedRows {
 
     fn from_values<T: Element>(isa: Isa, values: &[T], m: usize, k: usize) -> Self {
         let steps = Format::Int8.steps(k);
-        let (mut words, mut scales) = (vec![0u32; m * steps], vec![0.0f32; m]);
+        let (mut words, mut scales) = (Buffer::<u32>::zeros(m * steps), Buffer::<f32>::zeros(m));
         let (to, scale) = (Shared::from_pointer(words.as_mut_ptr()), Shared::from_pointer(scales.as_mut_ptr()));
         let rows = parallel::rows_per_piece(k);
         parallel::for_each(m.div_ceil(rows), m * k / 4, |task| {

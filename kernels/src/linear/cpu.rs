@@ -15,9 +15,10 @@ use half::bf16;
 
 use super::PackedLinear;
 use crate::activation::Activation;
+use crate::buffer::Buffer;
 use crate::gemm::{Finish, linear_product, padded_vector};
 use crate::simd::{Element, Isa};
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Dtype, F32Values, Tensor};
 
 pub(super) fn linear(
     isa: Isa,
@@ -35,7 +36,7 @@ pub(super) fn linear(
 
 fn linear_as<T: Element>(isa: Isa, x: &Tensor, weight: &PackedLinear, m: usize, activation: Activation) -> Tensor {
     let n = weight.n();
-    let mut out = Vec::with_capacity(m * n);
+    let mut out = Buffer::with_capacity(m * n);
     let bias = weight.bias.as_deref();
     let scales = weight.scales();
     let finish =
@@ -51,7 +52,7 @@ pub(super) fn linear_residual(
     x: &Tensor,
     weight: &PackedLinear,
     m: usize,
-    gate: Option<Vec<f32>>,
+    gate: Option<F32Values<'_>>,
     residual: &mut [f32],
 ) {
     let n = weight.n();

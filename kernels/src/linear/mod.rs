@@ -6,11 +6,12 @@ mod reference;
 pub(crate) use reference::dot;
 
 use crate::activation::Activation;
+use crate::buffer::Buffer;
 use crate::error::{Result, argument_error, shape_error};
 use crate::gemm::{Scales, padded_vector};
 use crate::packed::PackedMatrix;
 use crate::simd::Isa;
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Dtype, F32Values, Tensor};
 
 /// The weight and bias of a linear layer, packed once at load time.
 ///
@@ -21,7 +22,7 @@ use crate::tensor::{Dtype, Tensor};
 pub struct PackedLinear {
     pub(crate) matrix: PackedMatrix,
     /// Padded to whole panels.
-    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) bias: Option<Buffer<f32>>,
     int8: Option<Int8>,
 }
 
@@ -29,9 +30,9 @@ pub struct PackedLinear {
 #[derive(Debug, Clone)]
 struct Int8 {
     /// Of each output.
-    scales: Vec<f32>,
+    scales: Buffer<f32>,
     /// −128 · Σ of the output's weights: activations are multiplied as bytes offset by 128.
-    corrections: Vec<i32>,
+    corrections: Buffer<i32>,
 }
 
 /// Most inputs of an int8 layer: sums of more could leave 32 bits.
@@ -87,8 +88,8 @@ impl PackedLinear {
         }
         let bias = bias_values(OP, bias, n)?.map(padded_vector);
         let sum = |row: &[i8]| row.iter().map(|&w| i32::from(w)).sum::<i32>();
-        let corrections = padded_vector(weight.chunks_exact(k).map(|row| -128 * sum(row)).collect());
-        let int8 = Int8 { scales: padded_vector(scales.to_vec()), corrections };
+        let corrections = padded_vector(weight.chunks_exact(k).map(|row| -128 * sum(row)).collect::<Vec<_>>());
+        let int8 = Int8 { scales: padded_vector(scales), corrections };
         Ok(Self { matrix: PackedMatrix::pack_int8(k, n, |i, j| weight[j * k + i]), bias, int8: Some(int8) })
     }
 
@@ -109,7 +110,7 @@ impl PackedLinear {
 
     /// Bytes of memory that the weight and its vectors take.
     pub fn stored_bytes(&self) -> usize {
-        let vectors = self.bias.as_ref().map_or(0, Vec::len) + self.int8.as_ref().map_or(0, |i| 2 * i.scales.len());
+        let vectors = self.bias.as_ref().map_or(0, |b| b.len()) + self.int8.as_ref().map_or(0, |i| 2 * i.scales.len());
         self.matrix.stored_bytes() + 4 * vectors
     }
 
@@ -162,10 +163,10 @@ fn check_input(op: &'static str, x: &Tensor, weight: &PackedLinear) -> Result<us
 }
 
 /// A per-output vector as f32, checked to have `n` entries (a leading dimension of 1 is allowed).
-pub(crate) fn bias_values(op: &'static str, bias: Option<&Tensor>, n: usize) -> Result<Option<Vec<f32>>> {
+pub(crate) fn bias_values<'a>(op: &'static str, bias: Option<&'a Tensor>, n: usize) -> Result<Option<F32Values<'a>>> {
     match bias {
         None => Ok(None),
-        Some(b) if matches!(b.shape(), [len] | [1, len] if *len == n) => Ok(Some(b.to_vec_f32())),
+        Some(b) if matches!(b.shape(), [len] | [1, len] if *len == n) => Ok(Some(b.f32_values())),
         Some(b) => shape_error(op, format!("a vector of {n} is needed, {:?} given", b.shape())),
     }
 }

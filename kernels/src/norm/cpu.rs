@@ -16,6 +16,7 @@ use std::mem::MaybeUninit;
 use half::bf16;
 
 use crate::activation::Activation;
+use crate::buffer::Buffer;
 use crate::elementwise::{load_up_to, store_up_to};
 use crate::gemm::Tiles;
 use crate::parallel;
@@ -61,7 +62,7 @@ fn normalise_as<O: Element>(isa: Isa, x: &Tensor, d: usize, spec: Spec<'_>) -> T
     O::tensor(out, x.shape())
 }
 
-fn normalise_slice<I: Element, O: Element>(isa: Isa, x: &[I], d: usize, spec: Spec<'_>) -> Vec<O> {
+fn normalise_slice<I: Element, O: Element>(isa: Isa, x: &[I], d: usize, spec: Spec<'_>) -> Buffer<O> {
     let rows = parallel::rows_per_piece(d);
     // SAFETY: the kernel writes all rows that it is given.
     unsafe {

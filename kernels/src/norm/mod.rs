@@ -4,10 +4,11 @@ mod cpu;
 mod reference;
 
 use crate::activation::Activation;
+use crate::buffer::Buffer;
 use crate::error::{Result, shape_error};
 use crate::linear::bias_values;
 use crate::simd::Isa;
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Dtype, F32Values, Tensor};
 use cpu::{Norm, Spec, normalise};
 
 /// LayerNorm over the last dimension: x [t, d] → [t, d] of dtype `out`; `weight` and `bias` `[d]` are optional.
@@ -15,8 +16,8 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
     const OP: &str = "layer_norm";
     let (rows, d) = rows_of(OP, x)?;
     let (weight, bias) = (bias_values(OP, weight, d)?, bias_values(OP, bias, d)?);
-    let weight = weight.unwrap_or_else(|| vec![1.0; d]);
-    let bias = bias.unwrap_or_else(|| vec![0.0; d]);
+    let weight = weight.unwrap_or_else(|| vec![1.0; d].into());
+    let bias = bias.unwrap_or_else(|| vec![0.0; d].into());
     if let Some(isa) = Isa::current() {
         let (norm, activation) = (Norm::Layer(eps), Activation::None);
         return Ok(normalise(isa, x, d, Spec { norm, weight: &weight, bias: Some(&bias), activation }, out));
@@ -33,7 +34,7 @@ pub fn layer_norm_modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32,
         let (a, b) = (scale.shape(), shift.shape());
         return shape_error(OP, format!("scale {a:?} and shift {b:?} must both be [{d}] or [{rows}, {d}]"));
     }
-    let weight: Vec<f32> = scale.f32_values().iter().map(|s| 1.0 + s).collect();
+    let weight = Buffer::collect(scale.len(), scale.f32_values().iter().map(|s| 1.0 + s));
     let shift = shift.f32_values();
     if let Some(isa) = Isa::current() {
         let (norm, activation) = (Norm::Layer(eps), Activation::None);
@@ -80,11 +81,11 @@ fn rows_of(op: &'static str, x: &Tensor) -> Result<(usize, usize)> {
 }
 
 /// A vector of `d` values; unit dimensions around them are allowed (torch stores gamma as [c, 1, 1]).
-fn required_vector(op: &'static str, vector: &Tensor, d: usize) -> Result<Vec<f32>> {
+fn required_vector<'a>(op: &'static str, vector: &'a Tensor, d: usize) -> Result<F32Values<'a>> {
     if vector.len() != d || vector.shape().iter().filter(|&&n| n != 1).count() > 1 {
         return shape_error(op, format!("a vector of {d} is needed, {:?} given", vector.shape()));
     }
-    Ok(vector.to_vec_f32())
+    Ok(vector.f32_values())
 }
 
 #[cfg(test)]

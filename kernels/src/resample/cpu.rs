@@ -16,6 +16,7 @@ use std::mem::MaybeUninit;
 use half::bf16;
 
 use super::reference::neighbours;
+use crate::buffer::Buffer;
 use crate::elementwise::{load_up_to, store_up_to};
 use crate::gemm::Tiles;
 use crate::parallel;
@@ -127,7 +128,7 @@ impl<T: Element> Kernel for ResizeRow<'_, T> {
 
     #[inline(always)]
     fn run<S: Tiles>(self, s: S) {
-        let mut mixed = vec![0.0f32; self.upper.len()];
+        let mut mixed = Buffer::<f32>::zeros(self.upper.len());
         let fy = s.splat(self.fy);
         for at in (0..mixed.len()).step_by(S::LANES) {
             let n = S::LANES.min(mixed.len() - at);

@@ -4,10 +4,11 @@
 use half::bf16;
 
 use super::Simd;
+use crate::buffer::{Buffer, Zero};
 use crate::tensor::{Dtype, Storage, Tensor};
 
 /// f32 or bf16. The pointer methods have the contract of those of [`Simd`].
-pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+pub(crate) trait Element: Zero + Default + Send + Sync + 'static {
     const DTYPE: Dtype;
     unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::F;
     unsafe fn store<S: Simd>(simd: S, to: *mut Self, value: S::F);
@@ -18,7 +19,7 @@ pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// The tensor's elements, when they have this type.
     fn slice(tensor: &Tensor) -> Option<&[Self]>;
     /// A tensor of `shape`, which the caller has checked against the length.
-    fn tensor(values: Vec<Self>, shape: &[usize]) -> Tensor;
+    fn tensor(values: impl Into<Buffer<Self>>, shape: &[usize]) -> Tensor;
 }
 
 impl Element for f32 {
@@ -50,8 +51,8 @@ impl Element for f32 {
     fn slice(tensor: &Tensor) -> Option<&[Self]> {
         tensor.as_f32()
     }
-    fn tensor(values: Vec<Self>, shape: &[usize]) -> Tensor {
-        Tensor::new(Storage::F32(values), shape)
+    fn tensor(values: impl Into<Buffer<Self>>, shape: &[usize]) -> Tensor {
+        Tensor::new(Storage::F32(values.into()), shape)
     }
 }
 
@@ -84,7 +85,7 @@ impl Element for bf16 {
     fn slice(tensor: &Tensor) -> Option<&[Self]> {
         tensor.as_bf16()
     }
-    fn tensor(values: Vec<Self>, shape: &[usize]) -> Tensor {
-        Tensor::new(Storage::Bf16(values), shape)
+    fn tensor(values: impl Into<Buffer<Self>>, shape: &[usize]) -> Tensor {
+        Tensor::new(Storage::Bf16(values.into()), shape)
     }
 }

@@ -3,7 +3,8 @@
 //! One OS thread runs all model code. Callers hand it sessions, each a sequence of steps, and await the outcome. Between
 //! any two steps the thread picks whose turn it is (`fair`), so a lane with a hundred sessions does not hold up a lane
 //! with one. Each step is measured and billed to its session (`bill`); cancellation and the job's budget are read
-//! before each step. There is no lock around a model and no thread per job.
+//! before each step. There is no lock around a model and no thread per job. The steps' tensors come from one arena, which
+//! gives its memory back when there is nothing left to do.
 
 mod bill;
 mod fair;
@@ -14,6 +15,7 @@ mod tests;
 
 pub use session::{Bill, Session};
 
+use kernels::Arena;
 use pipeline::{StageContext, StageError, StageResult};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use scheduler::Scheduler;
@@ -98,6 +100,7 @@ impl Shared {
 /// finished fail with `Unavailable`.
 pub struct DeviceQueue {
     shared: Arc<Shared>,
+    arena: Arena,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -117,12 +120,13 @@ impl DeviceQueue {
             Inbox { arrived: Vec::new(), held: 0, closed: false, stats: QueueStats::default(), oldest_ns: None };
         let (wake, sessions_max) = (Condvar::new(), limits.sessions_max);
         let shared = Arc::new(Shared { inbox: Mutex::new(inbox), wake, ticks, sessions_max });
-        let for_thread = Arc::clone(&shared);
+        let arena = Arena::new();
+        let (for_thread, arena_of_thread) = (Arc::clone(&shared), arena.clone());
         let thread = std::thread::Builder::new()
             .name("device-queue".to_owned())
-            .spawn(move || serve(&for_thread, &pool))
+            .spawn(move || serve(&for_thread, &pool, &arena_of_thread))
             .map_err(|e| failed(&e))?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, arena, thread: Some(thread) })
     }
 
     /// Runs `session` to its end, sharing the device with all others. Full queue: `Unavailable`, at once.
@@ -143,6 +147,11 @@ impl DeviceQueue {
         let oldest_wait_ms = oldest.map_or(0, |since| now.saturating_sub(since) / 1_000_000);
         let waiting = inbox.stats.waiting + inbox.arrived.len();
         QueueStats { waiting, oldest_wait_ms, ..inbox.stats }
+    }
+
+    /// Where the steps' tensors come from.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
     }
 
     fn submit(&self, task: Task) -> StageResult<()> {
@@ -178,11 +187,11 @@ fn shutting_down() -> StageError {
 }
 
 /// The device thread: takes what arrived, runs one step, tells how it stands, until the queue is closed.
-fn serve(shared: &Shared, pool: &ThreadPool) {
+fn serve(shared: &Shared, pool: &ThreadPool, arena: &Arena) {
     let mut scheduler = Scheduler::new(Arc::clone(&shared.ticks));
-    while let Some(arrived) = next_arrivals(shared, scheduler.is_empty()) {
+    while let Some(arrived) = next_arrivals(shared, scheduler.is_empty(), arena) {
         arrived.into_iter().for_each(|task| scheduler.admit(task));
-        let finished = scheduler.run_one(|step| pool.install(step));
+        let finished = scheduler.run_one(|step| pool.install(|| arena.scope(step)));
         publish(shared, &scheduler);
         // After the counters, so that whoever gets the answer also sees them.
         finished.into_iter().for_each(session::Finished::answer);
@@ -193,7 +202,10 @@ fn serve(shared: &Shared, pool: &ThreadPool) {
 }
 
 /// What was submitted since the last call; waits for something when `idle`. `None` once the queue is closed.
-fn next_arrivals(shared: &Shared, idle: bool) -> Option<Vec<Task>> {
+fn next_arrivals(shared: &Shared, idle: bool, arena: &Arena) -> Option<Vec<Task>> {
+    if idle {
+        arena.trim();
+    }
     let mut inbox = shared.lock();
     while idle && inbox.arrived.is_empty() && !inbox.closed {
         inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
