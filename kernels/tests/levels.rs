@@ -78,11 +78,12 @@ proptest! {
 
     #[test]
     fn linear_residual_agrees_with_and_without_gate(
-        seed: u64, m in 1usize..50, n in 1usize..140, k in 1usize..80, dtype in dtypes(), gated: bool,
+        seed: u64, m in 1usize..50, n in 1usize..140, k in 1usize..80, dtype in dtypes(), gated: bool, groups in 1usize..4,
     ) {
+        let m = m * groups;
         let weight = noise(seed, &[n, k], Dtype::F32);
         let weight = PackedLinear::new(&weight, Some(&noise(seed ^ 1, &[n], Dtype::F32)), dtype).unwrap();
-        let (x, gate) = (noise(seed ^ 2, &[m, k], dtype), noise(seed ^ 3, &[1, n], Dtype::F32));
+        let (x, gate) = (noise(seed ^ 2, &[m, k], dtype), noise(seed ^ 3, &[groups, n], Dtype::F32));
         let start = noise(seed ^ 4, &[m, n], Dtype::F32);
         all_levels_agree(Dtype::F32, || {
             let mut residual = start.clone();
@@ -176,19 +177,21 @@ proptest! {
 
     #[test]
     fn norms_agree_at_any_width_and_offset(
-        seed: u64, rows in 1usize..20, d in 2usize..100, offset in -100.0f32..100.0, input in dtypes(), out in dtypes(), per_row: bool,
+        seed: u64, group_rows in 1usize..6, groups in 1usize..5, d in 2usize..100, offset in -100.0f32..100.0,
+        input in dtypes(), out in dtypes(), silu: bool,
     ) {
+        let rows = groups * group_rows;
         let values: Vec<f32> = noise(seed, &[rows, d], Dtype::F32).to_vec_f32().iter().map(|v| v + offset).collect();
         let x = Tensor::from_vec(values, &[rows, d]).unwrap().to_dtype(input);
         let vector = |i: u64| noise(seed ^ i, &[d], Dtype::F32);
-        let modulation = |i: u64| if per_row { noise(seed ^ i, &[rows, d], Dtype::F32) } else { vector(i) };
+        let modulation = |i: u64| noise(seed ^ i, &[groups, d], Dtype::F32);
         let (scale, shift, weight) = (modulation(1), modulation(2), vector(3));
         // f32 input far from zero leaves few bits for the deviations: 2⁻²⁴·offset of an average deviation of 0.6.
         let tolerance = if out == Dtype::F32 && offset.abs() < 10.0 { Dtype::F32 } else { Dtype::Bf16 };
         all_levels_agree(tolerance, || kernels::layer_norm(&x, Some(&weight), Some(&vector(4)), 1e-6, out))?;
         all_levels_agree(tolerance, || kernels::layer_norm_modulate(&x, &scale, &shift, 1e-6, out))?;
         all_levels_agree(out, || kernels::rms_norm(&x, &weight, 1e-6, out))?;
-        all_levels_agree(input, || kernels::channel_norm_silu(&x, &weight, per_row))?;
+        all_levels_agree(input, || kernels::channel_norm_silu(&x, &weight, silu))?;
     }
 
     #[test]

@@ -47,19 +47,29 @@ def published(model):
     return {"_class_name": type(model).__name__} | {k: v for k, v in config.items() if not k.startswith("_")}
 
 
-def transformer(name, seed, size, timestep, text_rows, text_used, stored=torch.float32, **config):
+def transformer(name, seed, size, timestep, text_rows, text_used, stored=torch.float32, image_tokens=None, **config):
+    """`timestep` is a number, or a list of one per latent frame: diffusers then takes one per token. `image_tokens` is the number of rows of CLIP
+    states per picture; models with learned positions take the states of two pictures as a batch of two."""
     model = randomise(WanTransformer3DModel(**config), seed, stored)
     generator = torch.Generator().manual_seed(seed + 1)
     latent = torch.randn(1, config["in_channels"], *size, generator=generator)
     text = torch.randn(1, text_rows, config["text_dim"], generator=generator)
     text[:, text_used:] = 0
+    inputs = {"in.latent": latent[0], "in.text": text[0]}
+    image = None
+    if image_tokens:
+        pictures = 2 if config.get("pos_embed_seq_len") else 1
+        image = torch.randn(pictures, image_tokens, config["image_dim"], generator=generator)
+        inputs["in.image"] = image.flatten(0, 1)
+    frames = torch.tensor(timestep if isinstance(timestep, list) else [timestep])
+    inputs["in.timestep"] = frames
+    per_token = frames.repeat_interleave((size[1] // config["patch_size"][1]) * (size[2] // config["patch_size"][2]))[None]
     states = []
     model.blocks[0].register_forward_pre_hook(lambda module, args: states.append(args[0]))
     for block in model.blocks:
         block.register_forward_hook(lambda module, args, out: states.append(out))
-    out = model(latent, torch.tensor([timestep]), text).sample
-    tensors = {"in.latent": latent[0], "in.text": text[0], "in.timestep": torch.tensor([timestep]), "out.velocity": out[0]}
-    save(name, model, published(model), tensors | {f"out.tokens.{i}": state[0] for i, state in enumerate(states)}, stored)
+    out = model(latent, per_token if isinstance(timestep, list) else frames, text, image).sample
+    save(name, model, published(model), inputs | {"out.velocity": out[0]} | {f"out.tokens.{i}": state[0] for i, state in enumerate(states)}, stored)
 
 
 def vae(name, seed, frames, size, stored=torch.float32, **config):
@@ -115,6 +125,18 @@ if __name__ == "__main__":
         transformer("transformer_odd", 2, (4, 6, 10), 3.0, 9, 9, torch.float16, patch_size=(2, 2, 2), num_attention_heads=3, attention_head_dim=20,
                     in_channels=9, out_channels=4, text_dim=24, freq_dim=32, ffn_dim=70, num_layers=2, cross_attn_norm=False,
                     qk_norm="rms_norm_across_heads", rope_max_seq_len=32)
+        # Image to video: 36 channels go in, and CLIP states have keys and values of their own. Heads of 20: positions turn 8, 6 and 6 dimensions.
+        # diffusers splits picture from text 512 rows from the end, so there are 512 rows of text.
+        image = dict(patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=20, in_channels=36, out_channels=16, text_dim=4, freq_dim=32,
+                     ffn_dim=56, num_layers=2, cross_attn_norm=True, qk_norm="rms_norm_across_heads", image_dim=12, added_kv_proj_dim=40,
+                     rope_max_seq_len=32)
+        transformer("transformer_i2v", 21, (2, 4, 6), 812.0, 512, 30, torch.bfloat16, image_tokens=5, **image)
+        # First and last frame: the states of two pictures, with learned positions.
+        transformer("transformer_flf2v", 22, (2, 4, 6), 411.5, 512, 100, torch.bfloat16, image_tokens=5, pos_embed_seq_len=10, **image)
+        # Wan 2.2 TI2V: the first frame is clean, and two more differ so that no frame can take another's row. Heads of 14: 6, 4 and 4.
+        transformer("transformer_ti2v", 23, (4, 6, 10), [0.0, 950.25, 950.25, 300.0], 9, 6, torch.bfloat16, patch_size=(1, 2, 2),
+                    num_attention_heads=3, attention_head_dim=14, in_channels=12, out_channels=12, text_dim=24, freq_dim=32, ffn_dim=70,
+                    num_layers=2, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32)
         # Wan 2.1's topology: 9 frames cross two chunk boundaries.
         vae("vae_wan", 3, 9, (8, 24), base_dim=4, z_dim=6, dim_mult=[1, 2, 2, 2], num_res_blocks=1, attn_scales=[],
             temperal_downsample=[False, True, True], **STATISTICS)

@@ -3,10 +3,10 @@
 use crate::config::{Conditioning, SamplingDefaults};
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
+use crate::precision::Precision;
 use crate::text::{TextEncoder, load_text_encoder};
 use crate::transformer::WanTransformer;
 use crate::vae::WanVae;
-use kernels::Dtype;
 
 /// The parts of a text-to-video model, checked to fit together.
 pub struct VideoModel {
@@ -21,13 +21,13 @@ pub struct VideoModel {
 }
 
 impl VideoModel {
-    /// Loads a folder in diffusers' layout for products in `dtype`.
-    pub fn load(files: &ModelFiles, dtype: Dtype) -> Result<Self> {
+    /// Loads a folder in diffusers' layout for products in `precision`.
+    pub fn load(files: &ModelFiles, precision: Precision) -> Result<Self> {
         let defaults = SamplingDefaults::load(files)?;
         let model = Self {
             text_encoder: load_text_encoder(files, defaults.text_length)?,
-            transformer: WanTransformer::load(files, "transformer", dtype)?,
-            vae: WanVae::load(files, "vae", dtype)?,
+            transformer: WanTransformer::load(files, "transformer", precision)?,
+            vae: WanVae::load(files, "vae", precision.activations())?,
             defaults,
         };
         model.check(files)?;

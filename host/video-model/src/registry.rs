@@ -6,10 +6,10 @@ use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use crate::interpolation::Interpolator;
 use crate::model::VideoModel;
+use crate::precision::Precision;
 use crate::transformer::TransformerConfig;
 use crate::vae::VaeConfig;
 use include_dir::{Dir, include_dir};
-use kernels::Dtype;
 use pipeline::{FrameSize, ModelDefaults, StageError, StageResult, limits};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -49,7 +49,7 @@ pub struct ModelInfo {
 /// All models of an engine, by name.
 pub struct Registry {
     entries: BTreeMap<String, Entry>,
-    dtype: Dtype,
+    dtype: Precision,
     interpolator: OnceLock<Arc<Interpolator>>,
     /// Held while weights load, so that two first uses load them once.
     loading: Mutex<()>,
@@ -66,7 +66,7 @@ const PARTS: [&str; 3] = ["text_encoder", "transformer", "vae"];
 
 impl Registry {
     /// The built-in model and `folders`; a later one of the same name takes the place of an earlier one.
-    pub fn new(folders: Vec<(String, PathBuf)>, dtype: Dtype) -> Result<Self> {
+    pub fn new(folders: Vec<(String, PathBuf)>, dtype: Precision) -> Result<Self> {
         let embedded = (DEFAULT_MODEL.to_owned(), ModelFiles::Embedded(&DEFAULT_WEIGHTS));
         let folders = folders.into_iter().map(|(name, path)| (name, ModelFiles::Folder(path)));
         let entry = |(name, files): (String, ModelFiles)| {
@@ -114,7 +114,7 @@ impl Registry {
     /// The built-in interpolator, loading its weights if need be.
     pub fn interpolator(&self) -> StageResult<Arc<Interpolator>> {
         let files = ModelFiles::Embedded(&INTERPOLATOR_WEIGHTS);
-        self.once(&self.interpolator, || Interpolator::load(&files, self.dtype)).map_err(|e| failed("interpolator", &e))
+        self.once(&self.interpolator, || Interpolator::load(&files, self.dtype.activations())).map_err(|e| failed("interpolator", &e))
     }
 
     fn once<T>(&self, slot: &OnceLock<Arc<T>>, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn the_built_in_model_makes_two_seconds_by_default() {
-        let registry = Registry::new(Vec::new(), Dtype::F32).unwrap();
+        let registry = Registry::new(Vec::new(), Precision::F32).unwrap();
         let defaults = registry.defaults(None).unwrap();
         assert_eq!((defaults.model.as_str(), defaults.duration_ms), (DEFAULT_MODEL, 2000));
         assert!(!defaults.any_size && defaults.size.width >= 512);
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn models_are_listed_with_their_weight_and_loaded_on_first_use() {
-        let registry = Registry::new(Vec::new(), Dtype::F32).unwrap();
+        let registry = Registry::new(Vec::new(), Precision::F32).unwrap();
         let info = &registry.list().unwrap()[0];
         assert!(info.parameters > 1_000_000 && info.bytes > info.parameters, "{info:?}");
         assert!(!info.loaded && registry.loaded(DEFAULT_MODEL).unwrap().is_none());
@@ -213,11 +213,11 @@ mod tests {
 
     #[test]
     fn an_unknown_model_is_the_callers_fault_and_a_broken_folder_the_operators() {
-        let registry = Registry::new(Vec::new(), Dtype::F32).unwrap();
+        let registry = Registry::new(Vec::new(), Precision::F32).unwrap();
         let refused = registry.defaults(Some("nope")).unwrap_err().to_string();
         assert!(refused.contains("choose one of: default"), "{refused}");
         let folder = tempfile::tempdir().unwrap();
-        let broken = Registry::new(vec![("mine".into(), folder.path().to_owned())], Dtype::F32);
+        let broken = Registry::new(vec![("mine".into(), folder.path().to_owned())], Precision::F32);
         assert!(broken.err().unwrap().to_string().contains("model_index.json"));
     }
 }

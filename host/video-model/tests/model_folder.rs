@@ -4,7 +4,8 @@ use kernels::Dtype;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
-use video_model::{ModelError, ModelFiles, VideoModel};
+use video_model::transformer::Timestep;
+use video_model::{ModelError, ModelFiles, Precision, VideoModel};
 
 const TRANSFORMER: &str = "transformer/diffusion_pytorch_model.safetensors";
 
@@ -31,7 +32,7 @@ fn default_model() -> PathBuf {
 }
 
 fn load(folder: &TempDir) -> Result<VideoModel, ModelError> {
-    VideoModel::load(&ModelFiles::Folder(folder.path().to_owned()), Dtype::Bf16)
+    VideoModel::load(&ModelFiles::Folder(folder.path().to_owned()), Precision::Bf16)
 }
 
 /// The message of the refusal after `change` was made to a whole folder.
@@ -54,7 +55,7 @@ fn assert_says(message: &str, words: &[&str]) {
 
 #[test]
 fn default_model_loads_and_its_parts_fit() {
-    let model = VideoModel::load(&ModelFiles::Folder(default_model()), Dtype::Bf16).unwrap();
+    let model = VideoModel::load(&ModelFiles::Folder(default_model()), Precision::Bf16).unwrap();
     let frames = model.defaults.key_frames as usize;
     assert_eq!(model.latent_frames(frames), Some(frames));
     assert_eq!(model.latent_frames(0), None);
@@ -74,7 +75,7 @@ fn models_of_other_families_are_refused_by_the_part_that_we_lack() {
     let clip = refusal(|folder| {
         replace(&folder.join("transformer/config.json"), r#""image_dim": null"#, r#""image_dim": 1280"#)
     });
-    assert_says(&clip, &["image_dim", "not supported yet"]);
+    assert_says(&clip, &["image_dim and added_kv_proj_dim"]);
     let ltx = refusal(|folder| replace(&folder.join("model_index.json"), "WanPipeline", "LTXPipeline"));
     assert_says(&ltx, &["LTXPipeline", "not supported yet"]);
 }
@@ -119,15 +120,15 @@ fn configs_that_do_not_fit_the_weights_or_each_other_are_refused() {
 
 #[test]
 fn inputs_of_the_wrong_shape_are_errors_not_panics() {
-    let model = VideoModel::load(&ModelFiles::Folder(default_model()), Dtype::Bf16).unwrap();
+    let model = VideoModel::load(&ModelFiles::Folder(default_model()), Precision::Bf16).unwrap();
     let zeros = |shape: &[usize]| kernels::Tensor::zeros(shape, Dtype::F32).unwrap();
-    let text = model.transformer.text_context(&model.text_encoder.encode("a red star").unwrap()).unwrap();
+    let text = model.transformer.context(&model.text_encoder.encode("a red star").unwrap(), None, None).unwrap();
     let channels = model.transformer.config().in_channels;
     for shape in [vec![8, 8, channels], vec![1, 8, 7, channels], vec![1, 8, 8, channels + 1], vec![1, 512, 8, channels]]
     {
-        assert!(model.transformer.forward(&zeros(&shape), 500.0, &text).is_err(), "{shape:?}");
+        assert!(model.transformer.forward(&zeros(&shape), Timestep::Clip(500.0), &[&text], None, None).is_err(), "{shape:?}");
     }
-    assert!(model.transformer.text_context(&zeros(&[4, 3])).is_err());
+    assert!(model.transformer.context(&zeros(&[4, 3]), None, None).is_err());
     assert!(model.vae.encode(&zeros(&[1, 100, 128, 3])).is_err());
     assert!(model.vae.encode(&zeros(&[1, 128, 128, 4])).is_err());
     assert!(model.vae.decode(&zeros(&[1, 8, 8, 1])).is_err());

@@ -11,10 +11,10 @@
 use kernels::{Dtype, Tensor, channels_first, channels_last, concat_channels};
 use std::path::Path;
 use video_model::text::Bert;
-use video_model::transformer::WanTransformer;
+use video_model::transformer::{Context, Timestep, TransformerConfig, WanTransformer};
 use video_model::vae::WanVae;
 use video_model::weights::Weights;
-use video_model::{ModelFiles, VideoModel};
+use video_model::{ModelFiles, Precision, VideoModel};
 
 const F32_MAX: f64 = 1e-5;
 const BF16_MAX: f64 = 2e-2;
@@ -36,6 +36,11 @@ impl Golden {
         self.0.tensor(name, self.0.shape(name).unwrap(), Dtype::F32).unwrap()
     }
 
+    /// CLIP states, for models that look at a picture.
+    fn image(&self) -> Option<Tensor> {
+        self.0.shape("in.image").map(|_| self.tensor("in.image"))
+    }
+
     /// A clip in our order of dimensions; torch has channels first.
     fn clip(&self, name: &str) -> Tensor {
         channels_last(&self.tensor(name)).unwrap()
@@ -52,22 +57,38 @@ fn assert_close(what: &str, ours: &Tensor, reference: &Tensor, max: f64) {
     assert!(relative <= max, "{what}: relative RMSE {relative:.1e} is over {max:.0e}");
 }
 
-fn check_transformer(name: &str, dtype: Dtype, max: f64) {
+fn transformer(name: &str, precision: Precision) -> (Golden, WanTransformer) {
     let golden = Golden::open(name);
-    let model = WanTransformer::from_weights(&golden.0.scope("weights"), golden.config(), dtype).unwrap();
-    let text = model.text_context(&golden.tensor("in.text")).unwrap();
-    let timestep = golden.tensor("in.timestep").to_vec_f32()[0];
+    let config: TransformerConfig = golden.config();
+    config.check(name).unwrap();
+    let model = WanTransformer::from_weights(&golden.0.scope("weights"), config, precision).unwrap();
+    (golden, model)
+}
+
+/// One value is for the clip, several are for its frames.
+fn timestep(values: &[f32]) -> Timestep<'_> {
+    match values {
+        [clip] => Timestep::Clip(*clip),
+        frames => Timestep::Frames(frames),
+    }
+}
+
+fn check_transformer(name: &str, precision: Precision, max: f64) {
+    let (golden, model) = transformer(name, precision);
+    let context = model.context(&golden.tensor("in.text"), golden.image().as_ref(), None).unwrap();
+    let timesteps = golden.tensor("in.timestep").to_vec_f32();
     let check_block = |blocks: usize, tokens: &Tensor| {
         assert_close(
-            &format!("{name} {dtype:?} after {blocks} blocks"),
+            &format!("{name} {precision} after {blocks} blocks"),
             tokens,
             &golden.tensor(&format!("out.tokens.{blocks}")),
             max,
         );
     };
-    let velocity = model.forward_traced(&golden.clip("in.latent"), timestep, &text, check_block).unwrap();
+    let latent = golden.clip("in.latent");
+    let velocity = model.forward_traced(&latent, timestep(&timesteps), &[&context], None, None, check_block).unwrap().remove(0);
     assert_close(
-        &format!("{name} {dtype:?} velocity"),
+        &format!("{name} {precision} velocity"),
         &channels_first(&velocity).unwrap(),
         &golden.tensor("out.velocity"),
         max,
@@ -99,14 +120,66 @@ fn check_vae(name: &str, dtype: Dtype, max: f64) {
 
 #[test]
 fn transformer_matches_diffusers_block_by_block() {
-    check_transformer("transformer_tiny", Dtype::F32, F32_MAX);
-    check_transformer("transformer_tiny", Dtype::Bf16, BF16_MAX);
+    check_transformer("transformer_tiny", Precision::F32, F32_MAX);
+    check_transformer("transformer_tiny", Precision::Bf16, BF16_MAX);
 }
 
 #[test]
 fn transformer_of_odd_sizes_without_cross_norm_matches_diffusers() {
-    check_transformer("transformer_odd", Dtype::F32, F32_MAX);
-    check_transformer("transformer_odd", Dtype::Bf16, BF16_MAX);
+    check_transformer("transformer_odd", Precision::F32, F32_MAX);
+    check_transformer("transformer_odd", Precision::Bf16, BF16_MAX);
+}
+
+#[test]
+fn transformers_that_look_at_pictures_match_diffusers() {
+    for name in ["transformer_i2v", "transformer_flf2v"] {
+        check_transformer(name, Precision::F32, F32_MAX);
+        check_transformer(name, Precision::Bf16, BF16_MAX);
+    }
+}
+
+#[test]
+fn transformer_with_a_timestep_for_each_frame_matches_diffusers() {
+    check_transformer("transformer_ti2v", Precision::F32, F32_MAX);
+    check_transformer("transformer_ti2v", Precision::Bf16, BF16_MAX);
+}
+
+/// Guidance as a batch of two: nothing of one context may reach the other.
+#[test]
+fn several_contexts_give_the_bits_that_each_gives_alone() {
+    for name in ["transformer_tiny", "transformer_odd", "transformer_i2v", "transformer_ti2v"] {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let (golden, model) = transformer(name, precision);
+            let (latent, first) = (golden.clip("in.latent"), golden.tensor("in.text"));
+            let second = kernels::linear_combination(&[(-0.5, &first)]).unwrap();
+            let image = golden.image();
+            let contexts = [&first, &second, &first].map(|text| model.context(text, image.as_ref(), None).unwrap());
+            let timesteps = golden.tensor("in.timestep").to_vec_f32();
+            let run = |contexts: &[&Context]| model.forward(&latent, timestep(&timesteps), contexts, None, None).unwrap();
+            let together = run(&contexts.each_ref());
+            for (context, velocity) in contexts.iter().zip(&together) {
+                let bits = |t: &Tensor| t.to_vec_f32().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                assert!(bits(&run(&[context])[0]) == bits(velocity), "{name} {precision}");
+            }
+            assert!(together[0].to_vec_f32() != together[1].to_vec_f32());
+        }
+    }
+}
+
+#[test]
+fn contexts_and_timesteps_of_another_kind_are_refused() {
+    let (golden, model) = transformer("transformer_i2v", Precision::F32);
+    let (text, latent) = (golden.tensor("in.text"), golden.clip("in.latent"));
+    assert!(model.context(&text, None, None).is_err(), "a picture is missing");
+    let context = model.context(&text, golden.image().as_ref(), None).unwrap();
+    let run = |timestep, contexts: &[&Context]| model.forward(&latent, timestep, contexts, None, None);
+    assert!(run(Timestep::Clip(500.0), &[&context]).is_ok());
+    assert!(run(Timestep::Frames(&[0.0, 500.0, 500.0]), &[&context]).is_err(), "three timesteps for two frames");
+    assert!(run(Timestep::Clip(500.0), &[]).is_err());
+    let (other, text_only) = transformer("transformer_tiny", Precision::F32);
+    let foreign = text_only.context(&other.tensor("in.text"), None, None).unwrap();
+    assert!(run(Timestep::Clip(500.0), &[&foreign]).is_err());
+    assert!(text_only.context(&other.tensor("in.text"), golden.image().as_ref(), None).is_err());
 }
 
 #[test]
@@ -145,9 +218,9 @@ fn unbatched(golden: &Golden, name: &str) -> Tensor {
     tensor.reshape(&tensor.shape()[1..]).unwrap()
 }
 
-fn default_model(dtype: Dtype) -> VideoModel {
+fn default_model(precision: Precision) -> VideoModel {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("default-model/weights");
-    VideoModel::load(&ModelFiles::Folder(folder), dtype).unwrap()
+    VideoModel::load(&ModelFiles::Folder(folder), precision).unwrap()
 }
 
 /// Red rises left to right, green top to bottom, blue is 0: the script's picture, [1, h, w, 3].
@@ -157,11 +230,11 @@ fn gradient_picture(width: usize, height: usize) -> Tensor {
     Tensor::from_vec(pixels.collect(), &[1, height, width, 3]).unwrap()
 }
 
-fn check_default_model(dtype: Dtype, max: f64) {
+fn check_default_model(precision: Precision, max: f64) {
     let golden = Golden::open("default_model");
-    let model = default_model(dtype);
+    let model = default_model(precision);
     let close = |what: &str, ours: &Tensor, reference: &Tensor| {
-        assert_close(&format!("default {dtype:?} {what}"), ours, reference, max)
+        assert_close(&format!("default {precision} {what}"), ours, reference, max)
     };
     let states = golden.tensor("text_states");
     let width = model.text_encoder.width();
@@ -179,24 +252,25 @@ fn check_default_model(dtype: Dtype, max: f64) {
 
     let clip = |name: &str| channels_last(&unbatched(&golden, name)).unwrap();
     assert_eq!(clip("noise").shape()[0], frames);
-    let text = model.transformer.text_context(&states[0]).unwrap();
+    let text = model.transformer.context(&states[0], None, None).unwrap();
     let input = concat_channels(&[&clip("noise"), &clip("condition")]).unwrap();
     for timestep in [999.0, 500.0] {
-        let velocity = model.transformer.forward(&input, timestep, &text).unwrap();
+        let step = Timestep::Clip(timestep);
+        let velocity = model.transformer.forward(&input, step, &[&text], None, None).unwrap().remove(0);
         close(&format!("velocity at {timestep}"), &velocity, &clip(&format!("velocity_{timestep}")));
     }
     let first = model.vae.decode(&clip("latents").slice_outer(0..1).unwrap()).unwrap();
     let first = channels_first(&first.reshape(&[height, width, 3]).unwrap()).unwrap();
     // The picture is stored in half precision: 2^-11 of each value.
-    assert_close(&format!("default {dtype:?} first picture"), &first, &golden.tensor("frame_0"), max.max(5e-4));
+    assert_close(&format!("default {precision} first picture"), &first, &golden.tensor("frame_0"), max.max(5e-4));
 }
 
 #[test]
 fn default_model_matches_diffusers() {
-    check_default_model(Dtype::F32, F32_MAX);
+    check_default_model(Precision::F32, F32_MAX);
 }
 
 #[test]
 fn default_model_in_bf16_stays_close() {
-    check_default_model(Dtype::Bf16, BF16_MAX);
+    check_default_model(Precision::Bf16, BF16_MAX);
 }

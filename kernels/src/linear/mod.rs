@@ -137,22 +137,35 @@ pub fn linear(x: &Tensor, weight: &PackedLinear, activation: Activation, out: Dt
     Ok(Tensor::from_result(y, &shape, out))
 }
 
-/// `residual += gate · (x · Wᵀ + b)`: x [m, k], gate `[n]` (ones when absent), residual f32 [m, n], updated in place
-/// (copied first when its storage is shared).
+/// `residual += gate · (x · Wᵀ + b)`: x [m, k], residual f32 [m, n], updated in place (copied first when its storage is
+/// shared). The gate is `[n]`, or [g, n] for g groups of m / g successive rows each, or absent (ones).
 pub fn linear_residual(x: &Tensor, weight: &PackedLinear, gate: Option<&Tensor>, residual: &mut Tensor) -> Result<()> {
     const OP: &str = "linear_residual";
     let m = check_input(OP, x, weight)?;
     if residual.shape() != [m, weight.n()] {
         return shape_error(OP, format!("residual is {:?}, needs [{m}, {}]", residual.shape(), weight.n()));
     }
-    let gate = bias_values(OP, gate, weight.n())?;
     let residual = residual.f32_mut(OP)?;
+    match gate.map(Tensor::shape) {
+        Some(&[groups, n]) if groups > 1 && n == weight.n() && m.is_multiple_of(groups) => {
+            let (rows, gates) = (m / groups, gate.map(Tensor::to_vec_f32).unwrap_or_default());
+            for (group, (gate, residual)) in gates.chunks(n).zip(residual.chunks_mut((rows * n).max(1))).enumerate() {
+                let x = x.slice_outer(group * rows..(group + 1) * rows)?;
+                add_product(&x, weight, rows, Some(gate.to_vec()), residual);
+            }
+        }
+        _ => add_product(x, weight, m, bias_values(OP, gate, weight.n())?, residual),
+    }
+    Ok(())
+}
+
+/// [`linear_residual`] with one gate for all m rows.
+fn add_product(x: &Tensor, weight: &PackedLinear, m: usize, gate: Option<Vec<f32>>, residual: &mut [f32]) {
     let x = weight.input(x);
     match Isa::current() {
         Some(isa) => cpu::linear_residual(isa, &x, weight, m, gate, residual),
         None => reference::linear_residual(&x.f32_values(), weight, m, gate.as_deref(), residual),
     }
-    Ok(())
 }
 
 fn check_input(op: &'static str, x: &Tensor, weight: &PackedLinear) -> Result<usize> {
@@ -231,6 +244,18 @@ mod tests {
             assert!((y[0] - 3.0).abs() < 0.02 && y[3] == 0.0, "{level:?} {y:?}");
             assert!(y[1].is_nan() && !y[2].is_finite(), "{level:?} {y:?}");
         }
+    }
+
+    #[test]
+    fn each_group_of_rows_has_its_gate() {
+        let packed = PackedLinear::new(&tensor(&[1.0, 2.0], &[2, 1]), None, Dtype::F32).unwrap();
+        let mut residual = tensor(&[0.0; 8], &[4, 2]);
+        let gates = tensor(&[1.0, 10.0, -1.0, 0.0], &[2, 2]);
+        let x = tensor(&[1.0, 2.0, 3.0, 4.0], &[4, 1]);
+        linear_residual(&x, &packed, Some(&gates), &mut residual).unwrap();
+        assert_eq!(residual.to_vec_f32(), vec![1.0, 20.0, 2.0, 40.0, -3.0, 0.0, -4.0, 0.0]);
+        let three = tensor(&[1.0; 6], &[3, 2]);
+        assert!(linear_residual(&x, &packed, Some(&three), &mut residual).is_err());
     }
 
     #[test]

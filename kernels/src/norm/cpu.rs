@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | meaning | y = activation((x − mean) · factor · weight + bias) per row; mean is 0 except for LayerNorm |
-//! | inputs | x [rows, d] f32 or bf16; weight, bias f32 `[d]` or [rows, d] |
+//! | inputs | x [rows, d] f32 or bf16; weight, bias f32 `[d]` or [g, d] for g groups of successive rows |
 //! | outputs | [rows, d] f32 or bf16, a new buffer |
 //! | preconditions | d > 0 |
 //! | reference | `reference.rs`; relative RMSE ≤ 1e-5 (f32: order of summation), ≤ 1e-2 (bf16: the result is rounded) |
@@ -38,7 +38,7 @@ pub(super) enum Norm {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spec<'a> {
     pub(super) norm: Norm,
-    /// `[d]` or [rows, d]
+    /// `[d]`, or [g, d] where each row is for rows / g successive rows of x
     pub(super) weight: &'a [f32],
     /// As long as the weight.
     pub(super) bias: Option<&'a [f32]>,
@@ -64,11 +64,12 @@ fn normalise_as<O: Element>(isa: Isa, x: &Tensor, d: usize, spec: Spec<'_>) -> T
 
 fn normalise_slice<I: Element, O: Element>(isa: Isa, x: &[I], d: usize, spec: Spec<'_>) -> Buffer<O> {
     let rows = parallel::rows_per_piece(d);
+    let group_rows = (x.len() / spec.weight.len()).max(1);
     // SAFETY: the kernel writes all rows that it is given.
     unsafe {
         parallel::collect_pieces(x.len(), rows * d, x.len() / 2, |piece, out| {
             let first_row = piece * rows;
-            isa.run(Rows { x: &x[first_row * d..][..out.len()], out, d, first_row, spec });
+            isa.run(Rows { x: &x[first_row * d..][..out.len()], out, d, first_row, group_rows, spec });
         })
     }
 }
@@ -78,6 +79,8 @@ struct Rows<'a, I, O> {
     out: &'a mut [MaybeUninit<O>],
     d: usize,
     first_row: usize,
+    /// Rows that share a weight and a bias.
+    group_rows: usize,
     spec: Spec<'a>,
 }
 
@@ -89,9 +92,9 @@ impl<I: Element, O: Element> Kernel for Rows<'_, I, O> {
         let d = self.d;
         for (i, (x, out)) in self.x.chunks_exact(d).zip(self.out.chunks_exact_mut(d)).enumerate() {
             let (mean, factor) = statistics(s, x, self.spec.norm);
-            let per_row = if self.spec.weight.len() == d { 0 } else { (self.first_row + i) * d };
-            let weight = &self.spec.weight[per_row..][..d];
-            let bias = self.spec.bias.map(|b| &b[per_row..][..d]);
+            let group = (self.first_row + i) / self.group_rows * d;
+            let weight = &self.spec.weight[group..][..d];
+            let bias = self.spec.bias.map(|b| &b[group..][..d]);
             let (mean, factor) = (s.splat(mean), s.splat(factor));
             for at in (0..d).step_by(S::LANES) {
                 let n = S::LANES.min(d - at);

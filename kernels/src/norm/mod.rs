@@ -26,13 +26,15 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
     Ok(Tensor::from_result(y, x.shape(), out))
 }
 
-/// `LayerNorm(x) · (1 + scale) + shift`: x [t, d]; scale and shift are `[d]` (one for all rows) or [t, d] (one per row).
+/// `LayerNorm(x) · (1 + scale) + shift`: x [t, d]; scale and shift are `[d]` (one for all rows) or [g, d] for g groups of
+/// t / g successive rows each (g = t: one per row).
 pub fn layer_norm_modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32, out: Dtype) -> Result<Tensor> {
     const OP: &str = "layer_norm_modulate";
     let (rows, d) = rows_of(OP, x)?;
-    if scale.shape() != shift.shape() || !(scale.len() == d || scale.len() == rows * d) {
+    let groups = scale.len() / d;
+    if scale.shape() != shift.shape() || scale.shape().last() != Some(&d) || groups == 0 || rows % groups != 0 {
         let (a, b) = (scale.shape(), shift.shape());
-        return shape_error(OP, format!("scale {a:?} and shift {b:?} must both be [{d}] or [{rows}, {d}]"));
+        return shape_error(OP, format!("scale {a:?} and shift {b:?} must both be [{d}] or [g, {d}], g dividing {rows}"));
     }
     let weight = Buffer::collect(scale.len(), scale.f32_values().iter().map(|s| 1.0 + s));
     let shift = shift.f32_values();
@@ -124,6 +126,12 @@ mod tests {
         let y = layer_norm_modulate(&x, &scale, &shift, 0.0, Dtype::F32).unwrap();
         assert_close(&y, &[-1.0, 1.0, 2.0, -3.0]);
         assert!(layer_norm_modulate(&x, &scale, &tensor(&[0.0; 2], &[2]), 0.0, Dtype::F32).is_err());
+        // Two groups of two rows; three groups do not divide four rows.
+        let x = tensor(&[1.0, 3.0, 5.0, 1.0, 1.0, 3.0, 5.0, 1.0], &[4, 2]);
+        let y = layer_norm_modulate(&x, &scale, &shift, 0.0, Dtype::F32).unwrap();
+        assert_close(&y, &[-1.0, 1.0, 1.0, -1.0, -2.0, 3.0, 2.0, -3.0]);
+        let three = tensor(&[0.0; 6], &[3, 2]);
+        assert!(layer_norm_modulate(&x, &three, &three, 0.0, Dtype::F32).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::activation::Activation;
 
-/// `(x − mean) / √(var + eps) · weight + bias`; weight and bias hold d values, or rows·d.
+/// `(x − mean) / √(var + eps) · weight + bias`; weight and bias hold d values for each of g groups of successive rows.
 pub(super) fn layer_norm(x: &[f32], rows: usize, d: usize, weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
     let mut out = Vec::with_capacity(rows * d);
     for (row, values) in x.chunks_exact(d).enumerate() {
@@ -10,7 +10,8 @@ pub(super) fn layer_norm(x: &[f32], rows: usize, d: usize, weight: &[f32], bias:
         let variance = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / d as f64;
         let inverse = 1.0 / (variance + f64::from(eps)).sqrt();
         for (col, &v) in values.iter().enumerate() {
-            let at = |p: &[f32]| f64::from(p[(row * d + col) % p.len()]);
+            let group = row / (rows * d / weight.len());
+            let at = |p: &[f32]| f64::from(p[group * d + col]);
             out.push(((f64::from(v) - mean) * inverse * at(weight) + at(bias)) as f32);
         }
     }

@@ -4,7 +4,7 @@ use super::internal;
 use crate::device_queue::Session;
 use crate::model::VideoModel;
 use crate::text::clean_prompt;
-use crate::transformer::TextContext;
+use crate::transformer::Context;
 use kernels::Tensor;
 use pipeline::{GenerationPlan, StageResult};
 use std::collections::VecDeque;
@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(super) struct PromptConditioning {
     pub(super) model_name: String,
     pub(super) model: Arc<VideoModel>,
-    pub(super) prompt: TextContext,
+    pub(super) prompt: Context,
     /// Encoded only when the plan is guided.
-    pub(super) negative: Option<TextContext>,
+    pub(super) negative: Option<Context>,
 }
 
 /// Bytes of text states kept: some 65,000 prompts of the built-in model, eight of the largest.
@@ -64,7 +64,7 @@ pub(super) struct EncodePrompts {
     model: Arc<VideoModel>,
     cache: Arc<PromptCache>,
     prompts: Vec<String>,
-    contexts: Vec<TextContext>,
+    contexts: Vec<Context>,
 }
 
 impl EncodePrompts {
@@ -102,7 +102,7 @@ impl Session for EncodePrompts {
 
     fn step(&mut self) -> StageResult<Option<PromptConditioning>> {
         let states = self.states(&self.prompts[self.contexts.len()])?;
-        self.contexts.push(self.model.transformer.text_context(&states).map_err(internal)?);
+        self.contexts.push(self.model.transformer.context(&states, None, None).map_err(internal)?);
         if self.contexts.len() < self.prompts.len() {
             return Ok(None);
         }

@@ -9,6 +9,7 @@ use crate::model::VideoModel;
 use crate::noise::{LatentShape, gaussian};
 use crate::picture;
 use crate::sampler::{Guidance, SamplerState};
+use crate::transformer::Timestep;
 use crate::vae::DecodeState;
 use kernels::{Dtype, Tensor, channels_first, channels_last, concat_channels};
 use pipeline::{Frame, FrameSize, GenerationPlan, KeyFrames, StageError, StageResult, StepCacheKind};
@@ -133,12 +134,13 @@ impl Denoise {
             Some(known) => concat_channels(&[&latent, known])?,
             None => latent,
         };
-        let timestep = self.sampler.timestep(step);
-        let transformer = &self.conditioning.model.transformer;
-        let mut velocity = transformer.forward(&input, timestep, &self.conditioning.prompt)?.to_vec_f32();
+        let timestep = Timestep::Clip(self.sampler.timestep(step));
         let negative = self.conditioning.negative.as_ref().filter(|_| self.looks_at_negative());
-        let without = negative.map(|context| transformer.forward(&input, timestep, context)).transpose()?;
-        self.guidance.combine(step, &mut velocity, without.map(|answer| answer.to_vec_f32()).as_deref());
+        let contexts: Vec<_> = std::iter::once(&self.conditioning.prompt).chain(negative).collect();
+        let velocities = self.conditioning.model.transformer.forward(&input, timestep, &contexts, None, None)?;
+        let mut velocity = velocities[0].to_vec_f32();
+        let without = velocities.get(1).map(Tensor::to_vec_f32);
+        self.guidance.combine(step, &mut velocity, without.as_deref());
         Ok(velocity)
     }
 

@@ -10,51 +10,20 @@ use crate::device_queue::{Bill, DeviceQueue, QueueLimits, QueueStats};
 use crate::error::ModelError;
 use crate::model::VideoModel;
 use crate::noise;
+use crate::precision::Precision;
 use crate::registry::{DEFAULT_MODEL, ModelInfo, Registry};
 use async_trait::async_trait;
 use conditioning::{EncodePrompts, PromptCache, PromptConditioning};
 use diffusion::{Denoise, Diffused};
 use futures::channel::oneshot;
 use in_between::{Between, Sequence};
-use kernels::Dtype;
 use pipeline::{
     Condition, Conditioning, Diffuse, Frame, FrameSize, Frames, GenerationPlan, Interpolate, KeyFrames, ModelDefaults,
     StageContext, StageError, StageResult,
 };
 use std::num::NonZero;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
-
-/// In what numbers the networks multiply. Sums are in f32 either way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum EngineDtype {
-    /// For comparing with other programs.
-    F32,
-    /// Twice as fast where the processor has it.
-    #[default]
-    Bf16,
-}
-
-impl FromStr for EngineDtype {
-    type Err = StageError;
-    fn from_str(text: &str) -> StageResult<Self> {
-        match text {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(StageError::invalid("dtype", "choose `f32` or `bf16`")),
-        }
-    }
-}
-
-impl From<EngineDtype> for Dtype {
-    fn from(dtype: EngineDtype) -> Self {
-        match dtype {
-            EngineDtype::F32 => Self::F32,
-            EngineDtype::Bf16 => Self::Bf16,
-        }
-    }
-}
 
 /// What an engine is made of.
 #[derive(Debug, Clone)]
@@ -62,7 +31,7 @@ pub struct EngineConfig {
     /// Names and folders of models beside the built-in one. No other folder is ever opened.
     pub models: Vec<(String, PathBuf)>,
     /// Numbers of the networks.
-    pub dtype: EngineDtype,
+    pub dtype: Precision,
     /// Threads of the device; none takes all cores.
     pub threads: Option<usize>,
     /// Sessions that may wait for the device or run on it; one more is refused.
@@ -71,7 +40,7 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { models: Vec::new(), dtype: EngineDtype::default(), threads: None, queue_capacity: 256 }
+        Self { models: Vec::new(), dtype: Precision::default(), threads: None, queue_capacity: 256 }
     }
 }
 
@@ -94,7 +63,7 @@ pub struct VideoEngine {
 impl VideoEngine {
     /// Reads the models' descriptions and starts the device thread; weights are loaded when they are first needed.
     pub fn start(config: EngineConfig) -> StageResult<Arc<Self>> {
-        let registry = Registry::new(config.models, config.dtype.into()).map_err(internal)?;
+        let registry = Registry::new(config.models, config.dtype).map_err(internal)?;
         let threads =
             config.threads.or_else(|| std::thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
         let limits = QueueLimits { sessions_max: config.queue_capacity, threads: threads.max(1) };

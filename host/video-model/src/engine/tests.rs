@@ -10,7 +10,7 @@ const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/go
 /// The prompt of the golden.
 const PROMPT: &str = "A red star moves left in the night sky";
 
-fn engine(dtype: EngineDtype, threads: usize) -> Arc<VideoEngine> {
+fn engine(dtype: Precision, threads: usize) -> Arc<VideoEngine> {
     VideoEngine::start(EngineConfig { dtype, threads: Some(threads), ..EngineConfig::default() }).unwrap()
 }
 
@@ -47,7 +47,7 @@ fn gradient(width: u32, height: u32) -> Frame {
 
 #[test]
 fn four_guided_steps_from_given_noise_end_where_diffusers_ends() {
-    let engine = engine(EngineDtype::F32, 2);
+    let engine = engine(Precision::F32, 2);
     let plan = plan(&engine, |r| (r.steps, r.guidance, r.sampler) = (Some(4), Some(3.0), Some(Sampler::Unipc)));
     let folder = tempfile::tempdir().unwrap();
     let dump = folder.path().join("latents.safetensors");
@@ -67,7 +67,7 @@ fn four_guided_steps_from_given_noise_end_where_diffusers_ends() {
 
 #[test]
 fn the_same_plan_gives_the_same_bytes_on_any_number_of_threads_and_another_seed_another_video() {
-    let (one, two) = (engine(EngineDtype::Bf16, 1), engine(EngineDtype::Bf16, 2));
+    let (one, two) = (engine(Precision::Bf16, 1), engine(Precision::Bf16, 2));
     let plan_7 = plan(&one, |_| ());
     let first = key_frames(&one, &cx(), &plan_7).unwrap();
     assert_eq!(first.len(), 8);
@@ -83,7 +83,7 @@ fn the_same_plan_gives_the_same_bytes_on_any_number_of_threads_and_another_seed_
 
 #[test]
 fn the_bf16_engine_stays_close_to_the_f32_engine() {
-    let (exact, fast) = (engine(EngineDtype::F32, 2), engine(EngineDtype::Bf16, 2));
+    let (exact, fast) = (engine(Precision::F32, 2), engine(Precision::Bf16, 2));
     let plan = plan(&exact, |r| r.guidance = Some(1.0));
     let (a, b) = (key_frames(&exact, &cx(), &plan).unwrap(), key_frames(&fast, &cx(), &plan).unwrap());
     // Eight bits of mantissa through three passes of the transformer and the decoder.
@@ -93,7 +93,7 @@ fn the_bf16_engine_stays_close_to_the_f32_engine() {
 
 #[test]
 fn given_pictures_reach_the_transformer_as_in_the_reference() {
-    let engine = engine(EngineDtype::F32, 2);
+    let engine = engine(Precision::F32, 2);
     let mut plan = plan(&engine, |r| r.guidance = Some(1.0));
     // The golden's picture: red from −1 to 1 left to right, green top to bottom, blue 0; here in 256 levels.
     let level = |i: u32| (f64::from(i) / 127.0 * 255.0).round() as u8;
@@ -117,7 +117,7 @@ fn given_pictures_reach_the_transformer_as_in_the_reference() {
 
 #[test]
 fn every_stage_is_billed_to_its_own_counter_and_the_sum_is_the_busy_time() {
-    let engine = engine(EngineDtype::Bf16, 2);
+    let engine = engine(Precision::Bf16, 2);
     let plan = plan(&engine, |_| ());
     let cx = cx();
     let frames = block_on(async {
@@ -136,7 +136,7 @@ fn every_stage_is_billed_to_its_own_counter_and_the_sum_is_the_busy_time() {
 
 #[test]
 fn key_frames_appear_unchanged_among_the_frames() {
-    let engine = engine(EngineDtype::Bf16, 2);
+    let engine = engine(Precision::Bf16, 2);
     let keys: Vec<Frame> = [40, 64, 100]
         .map(|height| crate::picture::cover(&gradient(64, height), gradient(64, 64).size()).unwrap())
         .into();
@@ -155,7 +155,7 @@ fn assert_send_future<T>(_: &(impl Future<Output = T> + Send)) {}
 
 #[test]
 fn a_cancelled_job_uses_no_device_time_and_a_small_budget_ends_early() {
-    let engine = engine(EngineDtype::Bf16, 2);
+    let engine = engine(Precision::Bf16, 2);
     let plan = plan(&engine, |r| r.steps = Some(200));
     let cancelled = StageContext { cancel: CancelToken::default(), ..cx() };
     cancelled.cancel.cancel();
@@ -174,7 +174,7 @@ fn what_a_model_cannot_do_is_refused_by_the_name_of_the_field() {
             other => panic!("not refused: {other:?}"),
         }
     }
-    let engine = engine(EngineDtype::Bf16, 1);
+    let engine = engine(Precision::Bf16, 1);
     let good = plan(&engine, |_| ());
     assert_eq!(field(engine.defaults(Some("/etc"))), "model");
     assert_eq!(field(key_frames(&engine, &cx(), &GenerationPlan { model: "nope".into(), ..good.clone() })), "model");
@@ -191,5 +191,5 @@ fn what_a_model_cannot_do_is_refused_by_the_name_of_the_field() {
     let none = KeyFrames { frames: Vec::new() };
     assert_eq!(field(block_on(engine.interpolate(&cx(), none, 5, 24, odd))), "key_frames");
     assert!(block_on(engine.diffuse(&cx(), &good, &Conditioning::new(1))).is_err());
-    assert_eq!("bf17".parse::<EngineDtype>().unwrap_err().code(), "invalid_argument");
+    assert_eq!("bf17".parse::<Precision>().unwrap_err().code(), "invalid_argument");
 }
