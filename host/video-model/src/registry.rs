@@ -114,7 +114,8 @@ impl Registry {
     /// The built-in interpolator, loading its weights if need be.
     pub fn interpolator(&self) -> StageResult<Arc<Interpolator>> {
         let files = ModelFiles::Embedded(&INTERPOLATOR_WEIGHTS);
-        self.once(&self.interpolator, || Interpolator::load(&files, self.dtype.activations())).map_err(|e| failed("interpolator", &e))
+        self.once(&self.interpolator, || Interpolator::load(&files, self.dtype.activations()))
+            .map_err(|e| failed("interpolator", &e))
     }
 
     fn once<T>(&self, slot: &OnceLock<Arc<T>>, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {

@@ -126,7 +126,10 @@ fn inputs_of_the_wrong_shape_are_errors_not_panics() {
     let channels = model.transformer.config().in_channels;
     for shape in [vec![8, 8, channels], vec![1, 8, 7, channels], vec![1, 8, 8, channels + 1], vec![1, 512, 8, channels]]
     {
-        assert!(model.transformer.forward(&zeros(&shape), Timestep::Clip(500.0), &[&text], None, None).is_err(), "{shape:?}");
+        assert!(
+            model.transformer.forward(&zeros(&shape), Timestep::Clip(500.0), &[&text], None, None).is_err(),
+            "{shape:?}"
+        );
     }
     assert!(model.transformer.context(&zeros(&[4, 3]), None, None).is_err());
     assert!(model.vae.encode(&zeros(&[1, 100, 128, 3])).is_err());

@@ -86,7 +86,8 @@ fn check_transformer(name: &str, precision: Precision, max: f64) {
         );
     };
     let latent = golden.clip("in.latent");
-    let velocity = model.forward_traced(&latent, timestep(&timesteps), &[&context], None, None, check_block).unwrap().remove(0);
+    let velocity =
+        model.forward_traced(&latent, timestep(&timesteps), &[&context], None, None, check_block).unwrap().remove(0);
     assert_close(
         &format!("{name} {precision} velocity"),
         &channels_first(&velocity).unwrap(),
@@ -155,7 +156,8 @@ fn several_contexts_give_the_bits_that_each_gives_alone() {
             let image = golden.image();
             let contexts = [&first, &second, &first].map(|text| model.context(text, image.as_ref(), None).unwrap());
             let timesteps = golden.tensor("in.timestep").to_vec_f32();
-            let run = |contexts: &[&Context]| model.forward(&latent, timestep(&timesteps), contexts, None, None).unwrap();
+            let run =
+                |contexts: &[&Context]| model.forward(&latent, timestep(&timesteps), contexts, None, None).unwrap();
             let together = run(&contexts.each_ref());
             for (context, velocity) in contexts.iter().zip(&together) {
                 let bits = |t: &Tensor| t.to_vec_f32().into_iter().map(f32::to_bits).collect::<Vec<_>>();

@@ -146,21 +146,28 @@ pub fn linear_residual(x: &Tensor, weight: &PackedLinear, gate: Option<&Tensor>,
         return shape_error(OP, format!("residual is {:?}, needs [{m}, {}]", residual.shape(), weight.n()));
     }
     let residual = residual.f32_mut(OP)?;
-    match gate.map(Tensor::shape) {
-        Some(&[groups, n]) if groups > 1 && n == weight.n() && m.is_multiple_of(groups) => {
-            let (rows, gates) = (m / groups, gate.map(Tensor::to_vec_f32).unwrap_or_default());
-            for (group, (gate, residual)) in gates.chunks(n).zip(residual.chunks_mut((rows * n).max(1))).enumerate() {
-                let x = x.slice_outer(group * rows..(group + 1) * rows)?;
-                add_product(&x, weight, rows, Some(gate.to_vec()), residual);
-            }
+    let groups = match gate {
+        Some(gate) if gate.shape() == [gate.shape()[0], weight.n()] && m.is_multiple_of(gate.shape()[0]) => {
+            gate.shape()[0]
         }
-        _ => add_product(x, weight, m, bias_values(OP, gate, weight.n())?, residual),
+        _ => 1,
+    };
+    let Some(gates) = gate.filter(|_| groups > 1) else {
+        add_product(x, weight, m, bias_values(OP, gate, weight.n())?, residual);
+        return Ok(());
+    };
+    let (rows, n) = (m / groups, weight.n());
+    for (group, (gate, residual)) in
+        gates.f32_values().chunks(n).zip(residual.chunks_mut((rows * n).max(1))).enumerate()
+    {
+        let x = x.slice_outer(group * rows..(group + 1) * rows)?;
+        add_product(&x, weight, rows, Some(F32Values::Borrowed(gate)), residual);
     }
     Ok(())
 }
 
 /// [`linear_residual`] with one gate for all m rows.
-fn add_product(x: &Tensor, weight: &PackedLinear, m: usize, gate: Option<Vec<f32>>, residual: &mut [f32]) {
+fn add_product(x: &Tensor, weight: &PackedLinear, m: usize, gate: Option<F32Values<'_>>, residual: &mut [f32]) {
     let x = weight.input(x);
     match Isa::current() {
         Some(isa) => cpu::linear_residual(isa, &x, weight, m, gate, residual),

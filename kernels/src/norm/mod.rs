@@ -34,7 +34,10 @@ pub fn layer_norm_modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32,
     let groups = scale.len() / d;
     if scale.shape() != shift.shape() || scale.shape().last() != Some(&d) || groups == 0 || rows % groups != 0 {
         let (a, b) = (scale.shape(), shift.shape());
-        return shape_error(OP, format!("scale {a:?} and shift {b:?} must both be [{d}] or [g, {d}], g dividing {rows}"));
+        return shape_error(
+            OP,
+            format!("scale {a:?} and shift {b:?} must both be [{d}] or [g, {d}], g dividing {rows}"),
+        );
     }
     let weight = Buffer::collect(scale.len(), scale.f32_values().iter().map(|s| 1.0 + s));
     let shift = shift.f32_values();

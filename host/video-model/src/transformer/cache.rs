@@ -86,7 +86,13 @@ impl StepCache {
     }
 
     /// Remembers what the blocks after the head did to context `clip`.
-    pub(super) fn remember(&mut self, clip: usize, after_head: &Tensor, after_all: &Tensor, dtype: Dtype) -> Result<()> {
+    pub(super) fn remember(
+        &mut self,
+        clip: usize,
+        after_head: &Tensor,
+        after_all: &Tensor,
+        dtype: Dtype,
+    ) -> Result<()> {
         self.stats.computed += 1;
         self.clips[clip].tail = Some(difference(after_all, after_head)?.to_dtype(dtype));
         Ok(())

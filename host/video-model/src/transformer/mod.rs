@@ -145,7 +145,12 @@ impl WanTransformer {
     }
 
     /// The tokens of each context after the last block.
-    fn all_blocks(&self, pass: &Pass<'_>, first: Tensor, trace: &mut impl FnMut(usize, &Tensor)) -> Result<Vec<Tensor>> {
+    fn all_blocks(
+        &self,
+        pass: &Pass<'_>,
+        first: Tensor,
+        trace: &mut impl FnMut(usize, &Tensor),
+    ) -> Result<Vec<Tensor>> {
         let all: Vec<usize> = (0..pass.contexts.len()).collect();
         let mut x = joined(&vec![first; all.len()])?;
         trace(0, &x);
@@ -206,13 +211,7 @@ impl WanTransformer {
     }
 
     /// Normalises, modulates by the time embedding itself (not by its projection) and projects to patches.
-    fn head(
-        &self,
-        x: &Tensor,
-        time: &Tensor,
-        grid: [usize; 3],
-        adapters: Option<&LayerAdapters>,
-    ) -> Result<Tensor> {
+    fn head(&self, x: &Tensor, time: &Tensor, grid: [usize; 3], adapters: Option<&LayerAdapters>) -> Result<Tensor> {
         let [shift, scale] = &self.head_rows;
         let (shift, scale) = (shifted(time, shift)?, shifted(time, scale)?);
         let x = layer_norm_modulate(x, &scale, &shift, self.config.eps, Dtype::F32)?;
