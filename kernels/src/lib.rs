@@ -34,6 +34,9 @@ pub use error::{Error, Result};
 pub use layout::{channels_first, channels_last, concat_channels, patchify, slice_channels, unpatchify};
 pub use linear::{PackedLinear, linear, linear_residual};
 pub use norm::{channel_norm_silu, layer_norm, layer_norm_modulate, rms_norm};
-pub use resample::{backward_warp, blend_mask, pixel_shuffle2x, resize_bilinear, upsample_nearest2x};
+pub use resample::{
+    SizeFactors, add_averaged, add_repeated, backward_warp, blend_mask, pixel_shuffle2x, resize_bilinear,
+    upsample_nearest2x,
+};
 pub use rope::{RopeTable, rope};
 pub use tensor::{Device, Dtype, Tensor};

@@ -92,6 +92,25 @@ def vae(name, seed, frames, size, stored=torch.float32, **config):
     save(name, model, published(model), {"in.video": video[0], "out.latent": ((latent - mean) / std)[0], "in.latent": given[0], "out.video": decoded[0]}, stored)
 
 
+def vae_in_tiles(name, seed, frames, size, tile, stride, stored=torch.float32, **config):
+    """As `vae`, whole and in tiles: decoding of latents for pictures of `size`, encoding of pictures of as many patches."""
+    model = randomise(AutoencoderKLWan(**config), seed, stored)
+    model.decoder.conv_out.weight.data *= 0.25
+    generator = torch.Generator().manual_seed(seed + 1)
+    side, factor = config.get("patch_size") or 1, config["scale_factor_spatial"]
+    video = torch.nn.functional.interpolate(torch.randn(1, 3, frames, 5, 5, generator=generator), (frames, *(side * s for s in size)), mode="trilinear")
+    video = (0.6 * video + 0.05 * torch.randn(video.shape, generator=generator)).clamp(-1, 1)
+    mean, std = (torch.tensor(model.config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+    given = torch.randn(1, config["z_dim"], 1 + (frames - 1) // 4, *(s // factor for s in size), generator=generator)
+    whole = model.decode(given * std + mean).sample
+    model.enable_tiling(tile, tile, stride, stride)
+    latent = model.encode(video).latent_dist.mode()
+    decoded = model.decode(given * std + mean).sample
+    print(f"  {name}: clamped {(decoded.abs() == 1).float().mean():.1%}, tiles move the pictures by {(decoded - whole).norm() / whole.norm():.1%}")
+    tensors = {"in.video": video[0], "out.latent": ((latent - mean) / std)[0], "in.latent": given[0], "out.video": decoded[0]}
+    save(name, model, published(model) | {"tile_px": tile, "stride_px": stride}, tensors, stored)
+
+
 def keep_last_tap(model):
     """As models trained on single frames are stored: the taps on earlier frames are zero."""
     for module in model.modules():
@@ -145,5 +164,16 @@ if __name__ == "__main__":
         # The default model's topology: five levels, each frame alone.
         vae("vae_per_frame", 5, 3, (32, 16), torch.bfloat16, base_dim=4, z_dim=6, dim_mult=[1, 2, 2, 2, 2], num_res_blocks=1, attn_scales=[],
             temperal_downsample=[False] * 4, **STATISTICS)
+        # Wan 2.2's topology: patches, shortcuts around levels whose channels grow, stay and shrink, three chunk boundaries.
+        residual = {"z_dim": 6, "attn_scales": [], "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, **STATISTICS}
+        vae("vae_residual", 7, 13, (16, 32), torch.bfloat16, base_dim=3, decoder_base_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1,
+            temperal_downsample=[False, True, True], scale_factor_spatial=16, **residual)
+        vae("vae_residual_two_blocks", 8, 5, (24, 8), torch.bfloat16, base_dim=4, dim_mult=[1, 2, 2], num_res_blocks=2,
+            temperal_downsample=[True, True], scale_factor_spatial=8, **residual)
+        # Tiles that overlap by a half, a third and not at all in the last row and column.
+        vae_in_tiles("vae_tiles", 9, 5, (44, 28), 16, 12, torch.bfloat16, base_dim=3, z_dim=6, dim_mult=[1, 2, 2], num_res_blocks=1, attn_scales=[],
+                     temperal_downsample=[True, True], scale_factor_spatial=4, **STATISTICS)
+        vae_in_tiles("vae_residual_tiles", 10, 5, (16, 24), 16, 8, torch.bfloat16, base_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1,
+                     temperal_downsample=[True, True], scale_factor_spatial=8, **residual)
         bert("bert_tiny", 6, 8, vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
              max_position_embeddings=16, layer_norm_eps=1e-12)

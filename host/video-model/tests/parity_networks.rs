@@ -12,7 +12,7 @@ use kernels::{Dtype, Tensor, channels_first, channels_last, concat_channels};
 use std::path::Path;
 use video_model::text::Bert;
 use video_model::transformer::{Context, Timestep, TransformerConfig, WanTransformer};
-use video_model::vae::WanVae;
+use video_model::vae::{DecodeState, EncodeState, Tiling, WanVae};
 use video_model::weights::Weights;
 use video_model::{ModelFiles, Precision, VideoModel};
 
@@ -119,6 +119,23 @@ fn check_vae(name: &str, dtype: Dtype, max: f64) {
     assert!(unused.is_empty(), "not read: {unused:?}");
 }
 
+fn check_tiles(name: &str, dtype: Dtype, max: f64) {
+    let golden = Golden::open(name);
+    let sizes: serde_json::Value = golden.config();
+    let size = |key: &str| sizes[key].as_u64().unwrap() as usize;
+    let tiling = Tiling { tile_px: size("tile_px"), stride_px: size("stride_px") };
+    let vae = WanVae::from_weights(&golden.0.scope("weights"), golden.config(), dtype).unwrap();
+    let (video, latent) = (golden.clip("in.video"), golden.clip("in.latent"));
+    let mut state = EncodeState::tiled(tiling);
+    let chunks = [0..1, 1..5].map(|frames| vae.encode_next(&mut state, &video.slice_outer(frames).unwrap()).unwrap());
+    let encoded = channels_first(&Tensor::concat_outer(&chunks.each_ref()).unwrap()).unwrap();
+    assert_close(&format!("{name} {dtype:?} latent"), &encoded, &golden.tensor("out.latent"), max);
+    let mut state = DecodeState::tiled(tiling);
+    let chunks = [0, 1].map(|i| vae.decode_next(&mut state, &latent.slice_outer(i..i + 1).unwrap()).unwrap());
+    let decoded = channels_first(&Tensor::concat_outer(&chunks.each_ref()).unwrap()).unwrap();
+    assert_close(&format!("{name} {dtype:?} video"), &decoded, &golden.tensor("out.video"), max);
+}
+
 #[test]
 fn transformer_matches_diffusers_block_by_block() {
     check_transformer("transformer_tiny", Precision::F32, F32_MAX);
@@ -188,6 +205,14 @@ fn contexts_and_timesteps_of_another_kind_are_refused() {
 fn vae_matches_diffusers_across_chunk_boundaries() {
     check_vae("vae_wan", Dtype::F32, F32_MAX);
     check_vae("vae_wan_two_blocks", Dtype::F32, F32_MAX);
+    check_vae("vae_residual", Dtype::F32, F32_MAX);
+    check_vae("vae_residual_two_blocks", Dtype::F32, F32_MAX);
+}
+
+#[test]
+fn vae_in_tiles_matches_diffusers() {
+    check_tiles("vae_tiles", Dtype::F32, F32_MAX);
+    check_tiles("vae_residual_tiles", Dtype::F32, F32_MAX);
 }
 
 #[test]
@@ -200,6 +225,10 @@ fn vae_in_bf16_stays_close() {
     check_vae("vae_wan", Dtype::Bf16, BF16_MAX);
     check_vae("vae_wan_two_blocks", Dtype::Bf16, BF16_MAX);
     check_vae("vae_per_frame", Dtype::Bf16, BF16_MAX);
+    check_vae("vae_residual", Dtype::Bf16, BF16_MAX);
+    check_vae("vae_residual_two_blocks", Dtype::Bf16, BF16_MAX);
+    check_tiles("vae_tiles", Dtype::Bf16, BF16_MAX);
+    check_tiles("vae_residual_tiles", Dtype::Bf16, BF16_MAX);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::error::{Result, shape_error};
 use crate::gemm::padded_vector;
 use crate::linear::bias_values;
 use crate::packed::LINE;
+use crate::resample::with_size;
 use crate::simd::{Element, Isa};
 use crate::tensor::{Dtype, Tensor};
 
@@ -103,43 +104,51 @@ fn pack_phase(weight: &Tensor, bias: Option<&[f32]>, dtype: Dtype, row: usize, c
     Phase { row, column, kernel }
 }
 
-/// `activation(conv_transpose(x) + bias)`: x [h, w, cin] → [2h, 2w, cout] of x's dtype.
+/// `activation(conv_transpose(x) + bias)`: x [(f,) h, w, cin] → [(f,) 2h, 2w, cout] of x's dtype.
 pub fn conv_transpose2d(x: &Tensor, weight: &PackedConvTranspose2d, activation: Activation) -> Result<Tensor> {
-    let (h, w) = match *x.shape() {
-        [h, w, c] if c == weight.cin() && !x.is_empty() => (h, w),
-        _ => return shape_error("conv_transpose2d", format!("x is {:?}, needs [h, w, {}]", x.shape(), weight.cin())),
+    let [f, h, w] = match *x.shape() {
+        [h, w, c] if c == weight.cin() && !x.is_empty() => [1, h, w],
+        [f, h, w, c] if c == weight.cin() && !x.is_empty() => [f, h, w],
+        _ => {
+            let needed = format!("[(f,) h, w, {}]", weight.cin());
+            return shape_error("conv_transpose2d", format!("x is {:?}, needs {needed}", x.shape()));
+        }
     };
+    let shape = with_size(x, 2 * h, 2 * w, weight.cout());
     if let Some(isa) = Isa::current() {
         return Ok(match x.dtype() {
-            Dtype::F32 => run_phases::<f32>(isa, x, [h, w], weight, activation),
-            Dtype::Bf16 => run_phases::<bf16>(isa, x, [h, w], weight, activation),
+            Dtype::F32 => run_phases::<f32>(isa, x, [f, h, w], weight, activation, &shape),
+            Dtype::Bf16 => run_phases::<bf16>(isa, x, [f, h, w], weight, activation, &shape),
         });
     }
     let input = x.to_dtype(weight.dtype());
-    let y = reference::conv_transpose2d(&input.f32_values(), h, w, weight, activation);
-    Ok(Tensor::from_result(y, &[2 * h, 2 * w, weight.cout()], x.dtype()))
+    let input = input.f32_values();
+    let frames = input.chunks_exact(h * w * weight.cin());
+    let y = frames.flat_map(|frame| reference::conv_transpose2d(frame, h, w, weight, activation)).collect();
+    Ok(Tensor::from_result(y, &shape, x.dtype()))
 }
 
 fn run_phases<T: Element>(
     isa: Isa,
     x: &Tensor,
-    [h, w]: [usize; 2],
+    [f, h, w]: [usize; 3],
     weight: &PackedConvTranspose2d,
     activation: Activation,
+    shape: &[usize],
 ) -> Tensor {
     let cout = weight.cout();
-    let len = 4 * h * w * cout;
+    let len = shape.iter().product();
     let mut out = Buffer::<T>::with_capacity(len);
     for phase in &weight.phases {
-        let call =
-            ConvCall { kernel: &phase.kernel, source: [h, w], output: [h, w], frames: vec![vec![Some(0)]], activation };
+        let frames = (0..f).map(|frame| vec![Some(frame)]).collect();
+        let call = ConvCall { kernel: &phase.kernel, source: [h, w], output: [h, w], frames, activation };
         let start = (phase.row * 2 * w + phase.column.unwrap_or(0)) * cout;
-        let placement = Placement { frame: 0, row: 4 * w * cout, pixel: 2 * cout };
+        let placement = Placement { frame: 4 * h * w * cout, row: 4 * w * cout, pixel: 2 * cout };
         cpu::conv_into(isa, &call, x, None, out.as_mut_ptr().wrapping_add(start), placement);
     }
-    // SAFETY: the phases have written every pixel of both parities of rows and columns.
+    // SAFETY: the phases have written every pixel of both parities of rows and columns, of every frame.
     unsafe { out.set_len(len) };
-    T::tensor(out, &[2 * h, 2 * w, cout])
+    T::tensor(out, shape)
 }
 
 #[cfg(test)]
@@ -163,6 +172,16 @@ mod tests {
         let x = Tensor::from_f32(&[1.0; 9], &[3, 3, 1]).unwrap();
         let y = conv_transpose2d(&x, &packed, Activation::None).unwrap().to_vec_f32();
         assert_eq!((y[0], y[1], y[2 * 6 + 2]), (1.5, 2.5, 4.5));
+    }
+
+    #[test]
+    fn the_frames_of_a_clip_are_pictures_of_their_own() {
+        let weight = Tensor::from_vec((0..16).map(|i| i as f32).collect(), &[1, 1, 4, 4]).unwrap();
+        let packed = PackedConvTranspose2d::new(&weight, None, Dtype::F32).unwrap();
+        let x = Tensor::from_f32(&[2.0, 1.0], &[2, 1, 1, 1]).unwrap();
+        let y = conv_transpose2d(&x, &packed, Activation::None).unwrap();
+        let expected = vec![10.0, 12.0, 18.0, 20.0, 5.0, 6.0, 9.0, 10.0];
+        assert_eq!((y.shape(), y.to_vec_f32()), (&[2, 2, 2, 1][..], expected));
     }
 
     #[test]

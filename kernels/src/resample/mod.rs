@@ -2,6 +2,9 @@
 
 mod cpu;
 mod reference;
+mod shortcut;
+
+pub use shortcut::{SizeFactors, add_averaged, add_repeated};
 
 use crate::error::{Result, argument_error, shape_error};
 use crate::simd::Isa;

@@ -28,13 +28,13 @@ pub struct VaeConfig {
     pub latents_mean: Vec<f32>,
     /// Standard deviation of each latent channel before normalisation.
     pub latents_std: Vec<f32>,
-    /// Wan 2.2's residual topology.
+    /// Wan 2.2's topology: a shortcut around each level, and up-samplers that keep the channels.
     pub is_residual: bool,
     /// Colour channels in.
     pub in_channels: usize,
     /// Colour channels out.
     pub out_channels: usize,
-    /// Wan 2.2's patches before the encoder.
+    /// Side of the patches of pixels that encoder and decoder see as one pixel: 2 in Wan 2.2, 1 when absent.
     pub patch_size: Option<usize>,
 }
 
@@ -76,7 +76,12 @@ const LEVELS_MAX: usize = 8;
 impl VaeConfig {
     /// Pixels per latent pixel, each way.
     pub fn spatial_factor(&self) -> usize {
-        1 << (self.dim_mult.len() - 1)
+        self.patch_side() << (self.dim_mult.len() - 1)
+    }
+
+    /// Side of a patch in pixels.
+    pub(super) fn patch_side(&self) -> usize {
+        self.patch_size.unwrap_or(1)
     }
 
     /// Pictures per latent frame after the first.
@@ -84,20 +89,34 @@ impl VaeConfig {
         1 << self.temperal_downsample.iter().filter(|down| **down).count()
     }
 
-    /// Channels of the encoder's levels, from the pictures inwards.
+    /// Channels before the encoder's first level and after each one, from the pictures inwards.
     pub(super) fn encoder_widths(&self) -> Vec<usize> {
-        self.dim_mult.iter().map(|m| m * self.base_dim).collect()
+        std::iter::once(&1).chain(&self.dim_mult).map(|m| m * self.base_dim).collect()
     }
 
-    /// Channels of the decoder's levels, from the latents outwards.
+    /// Channels before the decoder's first level and after each one, from the latents outwards.
     pub(super) fn decoder_widths(&self) -> Vec<usize> {
         let base = self.decoder_base_dim.unwrap_or(self.base_dim);
-        self.dim_mult.iter().rev().map(|m| m * base).collect()
+        self.dim_mult.last().into_iter().chain(self.dim_mult.iter().rev()).map(|m| m * base).collect()
     }
 
     /// Mean and standard deviation of each latent channel.
     pub(super) fn statistics(&self) -> impl Iterator<Item = (f32, f32)> {
         self.latents_mean.iter().copied().zip(self.latents_std.iter().copied())
+    }
+
+    /// Whether averaging and repeating link the channels of neighbouring levels.
+    fn shortcuts_fit(&self) -> bool {
+        let volume = |temporal: Option<&bool>| temporal.map_or(1, |t| if *t { 8 } else { 4 });
+        let encoder = self.encoder_widths();
+        let averaged = encoder
+            .windows(2)
+            .zip(0..)
+            .all(|(pair, level)| (pair[0] * volume(self.temperal_downsample.get(level))).is_multiple_of(pair[1]));
+        let decoder = self.decoder_widths();
+        let temporal = self.temperal_downsample.iter().rev();
+        averaged
+            && decoder.windows(2).zip(temporal).all(|(pair, t)| (pair[1] * volume(Some(t))).is_multiple_of(pair[0]))
     }
 
     /// Refuses what we cannot run and sizes that make no sense; `file` is named in the message.
@@ -106,14 +125,18 @@ impl VaeConfig {
         if self.class_name != "AutoencoderKLWan" {
             return unsupported(&format!("VAE {}", self.class_name));
         }
-        if self.is_residual || self.patch_size.is_some_and(|p| p != 1) {
-            return unsupported("is_residual or patch_size (the Wan 2.2 VAE)");
+        let side = self.patch_side();
+        if !(1..=2).contains(&side) {
+            return unsupported(&format!("patch_size {side} (1 and 2 are)"));
         }
         if !self.attn_scales.is_empty() {
             return unsupported("attn_scales (attention outside of the middle)");
         }
-        if (self.in_channels, self.out_channels) != (3, 3) {
-            return unsupported("in_channels or out_channels other than 3");
+        let colours = 3 * side * side;
+        if (self.in_channels, self.out_channels) != (colours, colours) {
+            return unsupported(&format!(
+                "in_channels or out_channels other than {colours} with patches of {side}x{side}"
+            ));
         }
         let refused = |detail: String| Err(ModelError::config(file, detail));
         let levels = self.dim_mult.len();
@@ -127,6 +150,9 @@ impl VaeConfig {
         });
         if !widths_fit || !(1..=CHANNELS_MAX).contains(&self.z_dim) || self.num_res_blocks > CHANNELS_MAX {
             return refused(format!("channels must be in 1..={CHANNELS_MAX}"));
+        }
+        if self.is_residual && !self.shortcuts_fit() {
+            return refused("dim_mult: each level's channels must divide into the next's for the shortcuts".to_owned());
         }
         let z = self.z_dim;
         if self.latents_mean.len() != z || self.latents_std.len() != z {
@@ -153,13 +179,36 @@ mod tests {
             parsed(r#"{"_class_name": "AutoencoderKLWan", "attn_scales": [], "base_dim": 96, "dropout": 0.0}"#);
         config.check("config.json").unwrap();
         assert_eq!((config.spatial_factor(), config.temporal_factor()), (8, 4));
-        assert_eq!(config.decoder_widths(), [384, 384, 192, 96]);
+        assert_eq!(config.decoder_widths(), [384, 384, 384, 192, 96]);
+    }
+
+    fn wan_2_2(change: impl Fn(&mut serde_json::Value)) -> VaeConfig {
+        let mut json = serde_json::json!({
+            "_class_name": "AutoencoderKLWan", "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48,
+            "is_residual": true, "patch_size": 2, "in_channels": 12, "out_channels": 12,
+            "scale_factor_spatial": 16, "clip_output": false, "latents_mean": vec![0.0; 48], "latents_std": vec![1.0; 48],
+        });
+        change(&mut json);
+        serde_json::from_value(json).unwrap()
     }
 
     #[test]
-    fn the_wan_2_2_autoencoder_is_refused_by_name() {
-        let config = parsed(r#"{"_class_name": "AutoencoderKLWan", "is_residual": true, "patch_size": 2}"#);
-        assert!(config.check("config.json").unwrap_err().to_string().contains("Wan 2.2 VAE"));
+    fn wan_2_2_is_taken_with_its_published_factors() {
+        let config = wan_2_2(|_| ());
+        config.check("config.json").unwrap();
+        assert_eq!((config.spatial_factor(), config.temporal_factor()), (16, 4));
+        assert_eq!(config.encoder_widths(), [160, 160, 320, 640, 640]);
+        assert_eq!(config.decoder_widths(), [1024, 1024, 1024, 512, 256]);
+    }
+
+    #[test]
+    fn patches_and_shortcuts_that_do_not_fit_are_refused() {
+        let patches = wan_2_2(|json| json["patch_size"] = 4.into()).check("config.json").unwrap_err().to_string();
+        assert!(patches.contains("patch_size 4"), "{patches}");
+        let colours = wan_2_2(|json| json["in_channels"] = 3.into()).check("config.json").unwrap_err().to_string();
+        assert!(colours.contains("other than 12"), "{colours}");
+        let shortcut = wan_2_2(|json| json["dim_mult"] = vec![1, 2, 4, 5].into()).check("config.json").unwrap_err();
+        assert!(shortcut.to_string().contains("shortcuts"), "{shortcut}");
     }
 
     #[test]

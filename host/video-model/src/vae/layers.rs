@@ -3,8 +3,7 @@
 use crate::error::Result;
 use crate::weights::Scope;
 use kernels::{
-    Activation, CausalConv3d, Dtype, PackedConv2d, PackedConvTranspose2d, PackedLinear, Padding, Tensor, attention,
-    causal_conv3d, channel_norm_silu, conv_transpose2d, conv2d, linear, slice_channels,
+    Activation, CausalConv3d, Dtype, PackedLinear, Padding, Tensor, attention, causal_conv3d, channel_norm_silu, linear,
 };
 use std::collections::HashMap;
 
@@ -18,6 +17,10 @@ pub(super) struct History {
 }
 
 impl History {
+    pub(super) fn is_past_first_chunk(&self) -> bool {
+        self.past_first_chunk
+    }
+
     /// To be called after each chunk.
     pub(super) fn end_chunk(&mut self) {
         self.past_first_chunk = true;
@@ -31,7 +34,9 @@ impl History {
                 let from = (old.shape()[0] + fresh).saturating_sub(count);
                 Tensor::concat_outer(&[&old.slice_outer(from..old.shape()[0])?, x])?
             }
-            _ => x.slice_outer(fresh.saturating_sub(count)..fresh)?,
+            // A chunk that is kept whole shares its storage.
+            _ if fresh <= count => x.clone(),
+            _ => x.slice_outer(fresh - count..fresh)?,
         };
         self.frames.insert(layer, kept);
         Ok(())
@@ -42,14 +47,21 @@ impl History {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct LayerId(usize);
 
-/// Hands out layer ids while a network loads.
-#[derive(Default)]
-pub(super) struct LayerIds(usize);
+/// What loading a network carries from layer to layer.
+pub(super) struct Loading {
+    /// Of the products.
+    pub(super) dtype: Dtype,
+    layers: usize,
+}
 
-impl LayerIds {
-    fn next(&mut self) -> LayerId {
-        self.0 += 1;
-        LayerId(self.0)
+impl Loading {
+    pub(super) fn new(dtype: Dtype) -> Self {
+        Self { dtype, layers: 0 }
+    }
+
+    fn next_id(&mut self) -> LayerId {
+        self.layers += 1;
+        LayerId(self.layers)
     }
 }
 
@@ -61,40 +73,29 @@ pub(super) struct CausalConv {
 
 impl CausalConv {
     /// A kernel of 3×3×3, or of one tap when `taps` is 1; the picture keeps its size.
-    pub(super) fn load(
-        scope: &Scope<'_>,
-        [cin, cout]: [usize; 2],
-        taps: usize,
-        dtype: Dtype,
-        ids: &mut LayerIds,
-    ) -> Result<Self> {
-        let weight = scope.tensor("weight", &[cout, cin, taps, taps, taps], dtype)?;
-        Self::pack(scope, &weight, cout, 1, Padding::all(taps / 2), dtype, ids)
+    pub(super) fn load(scope: &Scope<'_>, [cin, cout]: [usize; 2], taps: usize, loading: &mut Loading) -> Result<Self> {
+        let weight = scope.tensor("weight", &[cout, cin, taps, taps, taps], loading.dtype)?;
+        Self::pack(&weight, &scope.vector("bias", cout)?, loading)
+    }
+
+    /// A kernel over the picture of 3×3×3 or of one tap, with its bias.
+    pub(super) fn pack(weight: &Tensor, bias: &Tensor, loading: &mut Loading) -> Result<Self> {
+        let padding = Padding::all(weight.shape()[weight.shape().len() - 1] / 2);
+        let conv = CausalConv3d::new(weight, Some(bias), 1, 1, padding, loading.dtype)?;
+        Ok(Self { id: loading.next_id(), conv })
     }
 
     /// A kernel of three taps in time.
-    fn load_temporal(
+    pub(super) fn load_temporal(
         scope: &Scope<'_>,
         [cin, cout]: [usize; 2],
         stride: usize,
-        dtype: Dtype,
-        ids: &mut LayerIds,
+        loading: &mut Loading,
     ) -> Result<Self> {
-        let weight = scope.tensor("weight", &[cout, cin, 3, 1, 1], dtype)?;
-        Self::pack(scope, &weight, cout, stride, Padding::default(), dtype, ids)
-    }
-
-    fn pack(
-        scope: &Scope<'_>,
-        weight: &Tensor,
-        cout: usize,
-        stride: usize,
-        padding: Padding,
-        dtype: Dtype,
-        ids: &mut LayerIds,
-    ) -> Result<Self> {
+        let weight = scope.tensor("weight", &[cout, cin, 3, 1, 1], loading.dtype)?;
         let bias = scope.vector("bias", cout)?;
-        Ok(Self { id: ids.next(), conv: CausalConv3d::new(weight, Some(&bias), stride, 1, padding, dtype)? })
+        let conv = CausalConv3d::new(&weight, Some(&bias), stride, 1, Padding::default(), loading.dtype)?;
+        Ok(Self { id: loading.next_id(), conv })
     }
 
     /// `conv(x) + residual`, with earlier frames from the history.
@@ -105,6 +106,17 @@ impl CausalConv {
             history.remember(self.id, x, self.conv.history())?;
         }
         Ok(y)
+    }
+
+    /// The convolution of a clip whose first frame passes as it is: each later pair is merged with the one frame before
+    /// it, and nothing is padded.
+    pub(super) fn halve_rate(&self, x: Tensor, history: &mut History) -> Result<Tensor> {
+        let merged = match history.frames.get(&self.id) {
+            Some(before) => Some(causal_conv3d(&x, Some(before), &self.conv, Activation::None, None)?),
+            None => None,
+        };
+        history.remember(self.id, &x, 1)?;
+        Ok(merged.unwrap_or(x))
     }
 }
 
@@ -133,14 +145,14 @@ pub(super) struct ResidualBlock {
 }
 
 impl ResidualBlock {
-    pub(super) fn load(scope: &Scope<'_>, cin: usize, cout: usize, dtype: Dtype, ids: &mut LayerIds) -> Result<Self> {
-        let shortcut = (cin != cout).then(|| CausalConv::load(&scope.at("conv_shortcut"), [cin, cout], 1, dtype, ids));
+    pub(super) fn load(scope: &Scope<'_>, cin: usize, cout: usize, loading: &mut Loading) -> Result<Self> {
+        let shortcut = (cin != cout).then(|| CausalConv::load(&scope.at("conv_shortcut"), [cin, cout], 1, loading));
         Ok(Self {
             shortcut: shortcut.transpose()?,
             norm1: ChannelNorm::load(&scope.at("norm1"), cin, 3)?,
-            conv1: CausalConv::load(&scope.at("conv1"), [cin, cout], 3, dtype, ids)?,
+            conv1: CausalConv::load(&scope.at("conv1"), [cin, cout], 3, loading)?,
             norm2: ChannelNorm::load(&scope.at("norm2"), cout, 3)?,
-            conv2: CausalConv::load(&scope.at("conv2"), [cout, cout], 3, dtype, ids)?,
+            conv2: CausalConv::load(&scope.at("conv2"), [cout, cout], 3, loading)?,
         })
     }
 
@@ -193,11 +205,10 @@ impl FrameAttention {
         let mut mixed = Vec::with_capacity(f);
         for frame in 0..f {
             let rows = frame * h * w..(frame + 1) * h * w;
-            let of = |t: &Tensor| t.slice_outer(rows.clone());
+            let of = |t: &Tensor| if f == 1 { Ok(t.clone()) } else { t.slice_outer(rows.clone()) };
             mixed.push(attention(&of(&q)?, &of(&k)?, &of(&v)?, 1, scale, None, None)?);
         }
-        let mixed = Tensor::concat_outer(&mixed.iter().collect::<Vec<_>>())?;
-        let y = linear(&mixed, &self.proj, Activation::None, x.dtype())?.reshape(x.shape())?;
+        let y = linear(&joined(mixed)?, &self.proj, Activation::None, x.dtype())?.reshape(x.shape())?;
         Ok(kernels::add(x, &y)?)
     }
 }
@@ -210,11 +221,11 @@ pub(super) struct MidBlock {
 }
 
 impl MidBlock {
-    pub(super) fn load(scope: &Scope<'_>, channels: usize, dtype: Dtype, ids: &mut LayerIds) -> Result<Self> {
+    pub(super) fn load(scope: &Scope<'_>, channels: usize, loading: &mut Loading) -> Result<Self> {
         Ok(Self {
-            before: ResidualBlock::load(&scope.at("resnets.0"), channels, channels, dtype, ids)?,
-            attention: FrameAttention::load(&scope.at("attentions.0"), channels, dtype)?,
-            after: ResidualBlock::load(&scope.at("resnets.1"), channels, channels, dtype, ids)?,
+            before: ResidualBlock::load(&scope.at("resnets.0"), channels, channels, loading)?,
+            attention: FrameAttention::load(&scope.at("attentions.0"), channels, loading.dtype)?,
+            after: ResidualBlock::load(&scope.at("resnets.1"), channels, channels, loading)?,
         })
     }
 
@@ -224,113 +235,10 @@ impl MidBlock {
     }
 }
 
-/// Doubles the picture's sides, and the frame rate when `time` is there; halves the channels.
-pub(super) struct Upsample {
-    conv: PackedConvTranspose2d,
-    time: Option<CausalConv>,
-    channels: usize,
-}
-
-impl Upsample {
-    pub(super) fn load(
-        scope: &Scope<'_>,
-        channels: usize,
-        temporal: bool,
-        dtype: Dtype,
-        ids: &mut LayerIds,
-    ) -> Result<Self> {
-        let time = temporal
-            .then(|| CausalConv::load_temporal(&scope.at("time_conv"), [channels, 2 * channels], 1, dtype, ids));
-        let (conv, cout) = (scope.at("resample.1"), channels / 2);
-        let weight = merge_with_repetition(&conv.tensor("weight", &[cout, channels, 3, 3], Dtype::F32)?)?;
-        let conv = PackedConvTranspose2d::new(&weight, Some(&conv.vector("bias", cout)?), dtype)?;
-        Ok(Self { conv, time: time.transpose()?, channels })
-    }
-
-    pub(super) fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
-        let doubled = match &self.time {
-            Some(time) if history.past_first_chunk => Some(self.double_rate(&time.forward(x, None, history)?)?),
-            _ => None,
-        };
-        let x = doubled.as_ref().unwrap_or(x);
-        let enlarge = |frame: Tensor| -> Result<Tensor> {
-            let picture = frame.reshape(&frame.shape()[1..])?;
-            let larger = conv_transpose2d(&picture, &self.conv, Activation::None)?;
-            let &[h, w, c] = larger.shape() else { return Ok(larger) };
-            Ok(larger.reshape(&[1, h, w, c])?)
-        };
-        if x.shape()[0] == 1 {
-            return enlarge(x.clone());
-        }
-        let frames = (0..x.shape()[0]).map(|i| enlarge(x.slice_outer(i..i + 1)?)).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::concat_outer(&frames.iter().collect::<Vec<_>>())?)
-    }
-
-    /// [f, h, w, 2c] → [2f, h, w, c]: the halves of the channels are successive frames.
-    fn double_rate(&self, x: &Tensor) -> Result<Tensor> {
-        let halves = [slice_channels(x, 0, self.channels)?, slice_channels(x, self.channels, self.channels)?];
-        let frames = (0..2 * x.shape()[0]).map(|i| halves[i % 2].slice_outer(i / 2..i / 2 + 1));
-        let frames = frames.collect::<kernels::Result<Vec<_>>>()?;
-        Ok(Tensor::concat_outer(&frames.iter().collect::<Vec<_>>())?)
-    }
-}
-
-/// A 3×3 kernel [cout, cin, 3, 3] on a picture whose pixels were each repeated 2×2, as the transposed convolution
-/// [cin, cout, 4, 4] on the picture itself: 2.25 times fewer operations, and the large picture is never made.
-///
-/// Output row 2y reads rows 2y−1, 2y, 2y+1 of the repeated picture, which are rows y−1, y, y; output row 2y+1 reads
-/// y, y, y+1. The taps that meet on one row are added.
-fn merge_with_repetition(kernel: &Tensor) -> Result<Tensor> {
-    const MEETING: [std::ops::RangeInclusive<usize>; 4] = [2..=2, 1..=2, 0..=1, 0..=0];
-    let &[cout, cin, 3, 3] = kernel.shape() else { return Ok(kernel.clone()) };
-    let taps = kernel.to_vec_f32();
-    let mut merged = Vec::with_capacity(cin * cout * 16);
-    for c in 0..cin {
-        for o in 0..cout {
-            let plane = &taps[(o * cin + c) * 9..][..9];
-            for rows in MEETING {
-                let sum = |columns: std::ops::RangeInclusive<usize>| -> f32 {
-                    rows.clone().flat_map(|y| columns.clone().map(move |x| plane[3 * y + x])).sum()
-                };
-                merged.extend(MEETING.map(sum));
-            }
-        }
-    }
-    Ok(Tensor::from_vec(merged, &[cin, cout, 4, 4])?)
-}
-
-/// Halves the picture's sides, and the frame rate when `time` is there.
-pub(super) struct Downsample {
-    conv: PackedConv2d,
-    time: Option<CausalConv>,
-}
-
-impl Downsample {
-    pub(super) fn load(
-        scope: &Scope<'_>,
-        channels: usize,
-        temporal: bool,
-        dtype: Dtype,
-        ids: &mut LayerIds,
-    ) -> Result<Self> {
-        let time = temporal.then(|| CausalConv::load_temporal(&scope.at("time_conv"), [channels; 2], 2, dtype, ids));
-        // Zeros to the right and below only.
-        let padding = Padding { right: 1, bottom: 1, ..Padding::default() };
-        let conv = scope.at("resample.1");
-        let weight = conv.tensor("weight", &[channels, channels, 3, 3], dtype)?;
-        let conv = PackedConv2d::new(&weight, Some(&conv.vector("bias", channels)?), 2, padding, dtype)?;
-        Ok(Self { conv, time: time.transpose()? })
-    }
-
-    pub(super) fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
-        let x = conv2d(x, &self.conv, Activation::None, None)?;
-        let Some(time) = &self.time else { return Ok(x) };
-        // The first frame passes as it is; each later pair is merged with the one frame before it, and nothing is padded.
-        let merged = match history.frames.get(&time.id) {
-            Some(before) => Some(causal_conv3d(&x, Some(before), &time.conv, Activation::None, None)?),
-            None => None,
-        };
-        history.remember(time.id, &x, 1)?;
-        Ok(merged.unwrap_or(x))
+/// Parts of a clip as one; a single part is not copied.
+pub(super) fn joined(mut parts: Vec<Tensor>) -> Result<Tensor> {
+    match parts.len() {
+        1 => Ok(parts.swap_remove(0)),
+        _ => Ok(Tensor::concat_outer(&parts.iter().collect::<Vec<_>>())?),
     }
 }

@@ -1,29 +1,33 @@
-//! Wan 2.1's video autoencoder (diffusers' `AutoencoderKLWan`): frames to latents and back, a chunk of frames at a time.
+//! Wan's video autoencoders (diffusers' `AutoencoderKLWan`, of Wan 2.1 and 2.2): frames to latents and back, a chunk of
+//! frames at a time.
 //!
 //! Convolutions look only back in time. Each keeps the last frames of its input, so a clip goes through in chunks whose
 //! memory does not grow with its length: one latent frame at a time, which is one picture first and `temporal_factor`
 //! pictures after that.
 
+mod clip;
 mod config;
-mod decoder;
-mod encoder;
 mod layers;
+mod network;
+mod resize;
+mod tiling;
 
+pub use clip::{DecodeState, EncodeState};
 pub use config::VaeConfig;
+pub use tiling::Tiling;
 
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use crate::weights::Scope;
-use decoder::Decoder;
-use encoder::Encoder;
-use kernels::{Activation, Dtype, PackedLinear, Tensor, linear};
-use layers::History;
+use kernels::{Activation, Dtype, PackedLinear, Tensor, linear, patchify, pixel_shuffle2x};
+use network::Network;
+use tiling::Scale;
 
 /// The autoencoder with its weights packed for one dtype. Latents are normalised: mean 0 and deviation 1 per channel.
 pub struct WanVae {
     config: VaeConfig,
-    encoder: Encoder,
-    decoder: Decoder,
+    encoder: Network,
+    decoder: Network,
     /// `quant_conv` for the means alone, with the normalisation of latents folded in.
     to_latent: PackedLinear,
     /// `post_quant_conv` with the inverse of the normalisation folded in.
@@ -47,8 +51,8 @@ impl WanVae {
     /// Builds the model from a checked config and the tensors in `scope`.
     pub fn from_weights(scope: &Scope<'_>, config: VaeConfig, dtype: Dtype) -> Result<Self> {
         Ok(Self {
-            encoder: Encoder::load(&scope.at("encoder"), &config, dtype)?,
-            decoder: Decoder::load(&scope.at("decoder"), &config, dtype)?,
+            encoder: Network::encoder(&scope.at("encoder"), &config, dtype)?,
+            decoder: Network::decoder(&scope.at("decoder"), &config, dtype)?,
             to_latent: to_latent(&scope.at("quant_conv"), &config)?,
             from_latent: from_latent(&scope.at("post_quant_conv"), &config)?,
             config,
@@ -65,24 +69,44 @@ impl WanVae {
     ///
     /// `f` is 1 + a multiple of the temporal factor; h and w are multiples of the spatial factor s.
     pub fn encode(&self, frames: &Tensor) -> Result<Tensor> {
-        let (factor, s) = (self.config.temporal_factor(), self.config.spatial_factor());
-        let fits = matches!(*frames.shape(), [f, h, w, 3]
-            if f > 0 && (f - 1).is_multiple_of(factor) && h > 0 && w > 0 && h.is_multiple_of(s) && w.is_multiple_of(s));
-        if !fits {
-            let needed = format!("[{factor}·k + 1, {s}·h, {s}·w, 3]");
-            return Err(ModelError::Input(format!("frames are {:?}, needs {needed}", frames.shape())));
-        }
-        let mut history = History::default();
-        let mut latents = Vec::new();
-        let mut start = 0;
-        while start < frames.shape()[0] {
+        let factor = self.config.temporal_factor();
+        let count = match *frames.shape() {
+            [f, ..] if f > 0 && (f - 1).is_multiple_of(factor) => f,
+            _ => return Err(ModelError::Input(format!("frames are {:?}, needs [{factor}·k + 1, …]", frames.shape()))),
+        };
+        let mut state = EncodeState::default();
+        let starts = std::iter::once(0).chain((1..count).step_by(factor));
+        let mut next = |start: usize| {
             let end = if start == 0 { 1 } else { start + factor };
-            let chunk = frames.slice_outer(start..end)?.to_dtype(self.dtype);
-            let encoded = self.encoder.forward(&chunk, &mut history)?;
-            latents.push(per_pixel(&encoded, &self.to_latent, Dtype::F32)?);
-            start = end;
-        }
-        Ok(Tensor::concat_outer(&latents.iter().collect::<Vec<_>>())?)
+            self.encode_next(&mut state, &frames.slice_outer(start..end)?)
+        };
+        let latents = starts.map(&mut next).collect::<Result<Vec<_>>>()?;
+        layers::joined(latents)
+    }
+
+    /// The latent frame [1, h/s, w/s, z] of a clip's next pictures [f, h, w, 3] in −1..=1: one picture for the first,
+    /// `temporal_factor` for each later one. `state` starts as the default and belongs to one clip.
+    pub fn encode_next(&self, state: &mut EncodeState, frames: &Tensor) -> Result<Tensor> {
+        let s = self.config.spatial_factor();
+        let count = if state.frames() == 0 { 1 } else { self.config.temporal_factor() };
+        let [h, w] = match *frames.shape() {
+            [f, h, w, 3] if f == count && h > 0 && w > 0 && h.is_multiple_of(s) && w.is_multiple_of(s) => [h, w],
+            _ => {
+                let needed = format!("[{count}, {s}·h, {s}·w, 3]");
+                return Err(ModelError::Input(format!("frames are {:?}, needs {needed}", frames.shape())));
+            }
+        };
+        let side = self.config.patch_side();
+        let patches = match side {
+            1 => frames.clone(),
+            _ => patchify(frames, [1, side, side])?.reshape(&[count, h / side, w / side, 3 * side * side])?,
+        };
+        // diffusers measures the encoder's tiles in patches, the decoder's in pixels.
+        let scale = Scale { up: 1, down: s / side };
+        state.0.next(&patches, [h, w], 1, s, scale, |tile, history| {
+            let encoded = self.encoder.forward(&tile.to_dtype(self.dtype), history)?;
+            per_pixel(&encoded, &self.to_latent, Dtype::F32)
+        })
     }
 
     /// All pictures of a clip: latent [f, h, w, z] → [f', s·h, s·w, 3] in −1..=1, f' = 1 + (f − 1)·temporal factor.
@@ -92,36 +116,27 @@ impl WanVae {
         };
         let mut state = DecodeState::default();
         let mut next = |i| self.decode_next(&mut state, &latent.slice_outer(i..i + 1)?);
-        let chunks = (0..f).map(&mut next).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::concat_outer(&chunks.iter().collect::<Vec<_>>())?)
+        layers::joined((0..f).map(&mut next).collect::<Result<Vec<_>>>()?)
     }
 
     /// The pictures of a clip's next latent frame [1, h, w, z]: one [1, s·h, s·w, 3] for the first, `temporal factor`
     /// for each later one; f32 in −1..=1. `state` starts as the default and belongs to one clip.
     pub fn decode_next(&self, state: &mut DecodeState, latent: &Tensor) -> Result<Tensor> {
-        let z = self.config.z_dim;
-        if !matches!(*latent.shape(), [1, h, w, c] if c == z && h > 0 && w > 0) {
-            return Err(ModelError::Input(format!("latent frame is {:?}, needs [1, h, w, {z}]", latent.shape())));
-        }
-        let x = per_pixel(latent, &self.from_latent, self.dtype)?;
-        let pictures = self.decoder.forward(&x, &mut state.history)?;
-        state.frames += 1;
+        let (z, s) = (self.config.z_dim, self.config.spatial_factor());
+        let [h, w] = match *latent.shape() {
+            [1, h, w, c] if c == z && h > 0 && w > 0 => [h, w],
+            _ => return Err(ModelError::Input(format!("latent frame is {:?}, needs [1, h, w, {z}]", latent.shape()))),
+        };
+        let scale = Scale { up: s / self.config.patch_side(), down: 1 };
+        let patches = state.0.next(latent, [h * s, w * s], s, s, scale, |tile, history| {
+            self.decoder.forward(&per_pixel(tile, &self.from_latent, self.dtype)?, history)
+        })?;
+        let pictures = match self.config.patch_side() {
+            1 => patches,
+            _ => pixel_shuffle2x(&patches)?,
+        };
         let values = pictures.to_vec_f32().into_iter().map(|v| v.clamp(-1.0, 1.0)).collect();
         Ok(Tensor::from_vec(values, pictures.shape())?)
-    }
-}
-
-/// Where a clip is on its way through the decoder.
-#[derive(Default)]
-pub struct DecodeState {
-    history: History,
-    frames: usize,
-}
-
-impl DecodeState {
-    /// Latent frames decoded so far.
-    pub fn frames(&self) -> usize {
-        self.frames
     }
 }
 

@@ -122,7 +122,7 @@ fn load_networks(sizes: &[usize]) {
     );
     let config = serde_json::json!({
         "_class_name": "AutoencoderKLWan", "base_dim": a, "z_dim": b % 20, "dim_mult": [c, d, e], "num_res_blocks": f,
-        "temperal_downsample": [true, false], "latents_mean": vec![0.5; b % 20], "latents_std": vec![1.5; b % 20],
+        "temperal_downsample": [true, false], "is_residual": f % 2 == 0, "latents_mean": vec![0.5; b % 20], "latents_std": vec![1.5; b % 20],
     });
     let config: crate::vae::VaeConfig = serde_json::from_value(config).unwrap();
     let refused = config.check("config.json").is_err();
