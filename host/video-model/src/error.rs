@@ -93,6 +93,16 @@ pub enum ModelError {
         /// NaN or ±inf.
         value: f32,
     },
+    /// A tensor of an adapter file does not fit the model, or the file's other tensors.
+    #[error("{file}: `{tensor}` {detail}")]
+    Adapter {
+        /// The file.
+        file: String,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong with it, and what it should be.
+        detail: String,
+    },
     /// A model that we know of and cannot run.
     #[error("{0} is not supported yet")]
     Unsupported(String),

@@ -9,9 +9,11 @@
 #![allow(clippy::print_stdout)]
 
 use kernels::{Dtype, Tensor, channels_first, channels_last, concat_channels};
+use pipeline::StepCacheKind;
 use std::path::Path;
+use video_model::lora::{Adapters, LoraFile};
 use video_model::text::Bert;
-use video_model::transformer::{Context, Timestep, TransformerConfig, WanTransformer};
+use video_model::transformer::{Context, StepCache, Timestep, TransformerConfig, WanTransformer};
 use video_model::vae::{DecodeState, EncodeState, Tiling, WanVae};
 use video_model::weights::Weights;
 use video_model::{ModelFiles, Precision, VideoModel};
@@ -199,6 +201,93 @@ fn contexts_and_timesteps_of_another_kind_are_refused() {
     let foreign = text_only.context(&other.tensor("in.text"), None, None).unwrap();
     assert!(run(Timestep::Clip(500.0), &[&foreign]).is_err());
     assert!(text_only.context(&other.tensor("in.text"), golden.image().as_ref(), None).is_err());
+}
+
+fn lora(name: &str, config: &TransformerConfig) -> LoraFile {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens");
+    LoraFile::open(&folder.join(format!("lora_{name}.safetensors")), config).unwrap()
+}
+
+/// The oracle adds the products to the weights; we never touch them.
+#[test]
+fn adapters_in_three_dialects_do_what_merging_them_does() {
+    let expected = Golden::open("lora_velocity");
+    for (precision, max) in [(Precision::F32, F32_MAX), (Precision::Bf16, BF16_MAX)] {
+        let (golden, model) = transformer("transformer_i2v", precision);
+        let (text, image, latent) = (golden.tensor("in.text"), golden.image(), golden.clip("in.latent"));
+        let timesteps = golden.tensor("in.timestep").to_vec_f32();
+        let files = ["peft", "original", "flat"].map(|name| lora(name, model.config()));
+        assert_eq!(files[0].unused().len() + files[2].unused().len(), 0);
+        assert_eq!(files[1].unused(), ["diffusion_model.blocks.0.self_attn.norm_q.diff"]);
+        let cases: [(&str, &[(usize, f32)]); 5] = [
+            ("none", &[]),
+            ("peft", &[(0, 1.0)]),
+            ("original", &[(1, 0.75)]),
+            ("flat", &[(2, -0.5)]),
+            ("all", &[(0, 0.5), (1, 1.0), (2, 1.25)]),
+        ];
+        for (case, choice) in cases {
+            let choice: Vec<_> = choice.iter().map(|&(file, strength)| (&files[file], strength)).collect();
+            let adapters = Adapters::new(&choice, precision.activations()).unwrap();
+            let context = model.context(&text, image.as_ref(), Some(&adapters)).unwrap();
+            let velocity = model.forward(&latent, timestep(&timesteps), &[&context], Some(&adapters), None).unwrap();
+            let velocity = channels_first(&velocity[0]).unwrap();
+            assert_close(&format!("lora {precision} {case}"), &velocity, &expected.tensor(&format!("out.{case}")), max);
+        }
+    }
+}
+
+/// A whole denoising under each rule: which steps are left out, and what every step answers.
+#[test]
+fn step_caches_leave_out_the_steps_that_diffusers_leaves_out() {
+    let (golden, model) = transformer("step_cache", Precision::F32);
+    let context = model.context(&golden.tensor("in.text"), None, None).unwrap();
+    let kinds = [
+        ("first_block", StepCacheKind::FirstBlock { threshold: 0.25 }),
+        ("mag", StepCacheKind::Mag { threshold: 0.06, skips: 2, retention: 0.2 }),
+    ];
+    for (name, kind) in kinds {
+        let skipped = golden.tensor(&format!("out.{name}.skipped")).to_vec_f32();
+        let expected = golden.tensor(&format!("out.{name}.velocity"));
+        let (steps, ratios) = (skipped.len(), golden.tensor("in.ratios").to_vec_f32());
+        let mut cache = StepCache::with_ratios(kind, steps, Some(ratios)).unwrap();
+        let mut latent = golden.clip("in.latent");
+        for (step, skipped) in skipped.iter().enumerate() {
+            let before = cache.stats().reused;
+            let timestep = Timestep::Clip(1000.0 * (1.0 - step as f32 / steps as f32));
+            let velocity = model.forward(&latent, timestep, &[&context], None, Some(&mut cache)).unwrap().remove(0);
+            assert_eq!((cache.stats().reused - before) as f32, *skipped, "{name} step {step}");
+            let expected = expected.slice_outer(step..step + 1).unwrap();
+            let expected = channels_last(&expected.reshape(&expected.shape()[1..]).unwrap()).unwrap();
+            assert_close(&format!("{name} step {step}"), &velocity, &expected, F32_MAX);
+            latent = kernels::linear_combination(&[(1.0, &latent), (-1.0 / steps as f32, &velocity)]).unwrap();
+        }
+        assert_eq!(cache.stats().reused as f32, skipped.iter().sum::<f32>());
+    }
+}
+
+/// Contexts of one call may decide differently; each must end where it would end alone.
+#[test]
+fn contexts_in_one_call_are_cached_apart() {
+    let (golden, model) = transformer("step_cache", Precision::Bf16);
+    let text = golden.tensor("in.text");
+    let other = kernels::linear_combination(&[(-2.0, &text)]).unwrap();
+    let contexts = [&text, &other].map(|text| model.context(text, None, None).unwrap());
+    let kind = StepCacheKind::FirstBlock { threshold: 0.25 };
+    let mut together = StepCache::new(kind, 12).unwrap();
+    let mut alone = [(); 2].map(|()| StepCache::new(kind, 12).unwrap());
+    for step in 0..12 {
+        let timestep = Timestep::Clip(1000.0 - 80.0 * step as f32);
+        let latent = kernels::linear_combination(&[(1.0 - 0.05 * step as f32, &golden.clip("in.latent"))]).unwrap();
+        let both = model.forward(&latent, timestep, &contexts.each_ref(), None, Some(&mut together)).unwrap();
+        for ((context, cache), velocity) in contexts.iter().zip(&mut alone).zip(&both) {
+            let single = model.forward(&latent, timestep, &[context], None, Some(cache)).unwrap();
+            assert!(single[0].to_vec_f32() == velocity.to_vec_f32(), "step {step}");
+        }
+    }
+    let [first, second] = alone.map(|cache| cache.stats());
+    assert_eq!(together.stats().reused, first.reused + second.reused);
+    assert!(first.reused > 0 && second.reused > 0 && together.stats().computed > 2, "{first:?} {second:?}");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What a forward pass adds to its linear layers.
 
+use super::file::{Correction, LoraFile};
 use crate::error::Result;
-use kernels::{Activation, Dtype, PackedLinear, Tensor, linear, linear_residual};
-use std::collections::BTreeMap;
+use kernels::{Activation, Dtype, PackedLinear, Tensor, concat_channels, linear, linear_combination, linear_residual};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The adapters of one transformer, by block and layer.
 #[derive(Debug, Clone, Default)]
@@ -12,12 +13,22 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// Sets the correction of a layer, named as diffusers names it: `blocks.0.attn1.to_q`, `condition_embedder.time_proj`.
-    pub fn insert(&mut self, layer: &str, correction: LowRank) {
-        match block_and_layer(layer) {
-            Some((block, name)) => self.blocks.entry(block).or_default().0.insert(name.to_owned(), correction),
-            None => self.outside.0.insert(layer.to_owned(), correction),
-        };
+    /// The sum of several files, each at its strength (1 is what its authors meant; 0 and negative numbers are possible),
+    /// packed for products in `dtype`.
+    pub fn new(files: &[(&LoraFile, f32)], dtype: Dtype) -> Result<Self> {
+        let mut adapters = Self::default();
+        for layer in files.iter().flat_map(|(file, _)| file.layers()).collect::<BTreeSet<_>>() {
+            let mut corrections = Vec::new();
+            for (file, strength) in files {
+                corrections.extend(file.correction(layer, *strength)?);
+            }
+            let low_rank = LowRank::sum(&corrections, dtype)?;
+            match block_and_layer(layer) {
+                Some((block, name)) => adapters.blocks.entry(block).or_default().0.insert(name.to_owned(), low_rank),
+                None => adapters.outside.0.insert(layer.to_owned(), low_rank),
+            };
+        }
+        Ok(adapters)
     }
 
     /// The corrections of block `index`, by names such as `attn1.to_q`.
@@ -30,14 +41,10 @@ impl Adapters {
         &self.outside
     }
 
-    /// Corrected layers.
-    pub fn len(&self) -> usize {
-        self.outside.0.len() + self.blocks.values().map(|block| block.0.len()).sum::<usize>()
-    }
-
-    /// Whether nothing is corrected.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// Bytes of memory that the packed matrices take.
+    pub fn stored_bytes(&self) -> usize {
+        let layers = self.blocks.values().chain([&self.outside]).flat_map(|layers| layers.0.values());
+        layers.map(|layer| layer.down.stored_bytes() + layer.up.stored_bytes()).sum()
     }
 }
 
@@ -58,20 +65,26 @@ impl LayerAdapters {
     }
 }
 
-/// `up · down`: a correction of a weight [outputs, inputs] by a product of rank `down.n()`.
+/// `up · down`: a correction of a weight [outputs, inputs] by a product of low rank.
 #[derive(Debug, Clone)]
 pub struct LowRank {
+    /// [rank, inputs]
     down: PackedLinear,
+    /// [outputs, rank], with every scale, and what is added to the layer's bias.
     up: PackedLinear,
 }
 
 impl LowRank {
-    /// `down` [rank, inputs] and `up` [outputs, rank], which carries every scale; `bias` `[outputs]` is added to the layer's.
-    pub fn new(down: &Tensor, up: &Tensor, bias: Option<&Tensor>, dtype: Dtype) -> Result<Self> {
-        Ok(Self { down: PackedLinear::new(down, None, dtype)?, up: PackedLinear::new(up, bias, dtype)? })
+    /// Several corrections are one of the sum of their ranks.
+    fn sum(corrections: &[Correction], dtype: Dtype) -> Result<Self> {
+        let down = Tensor::concat_outer(&corrections.iter().map(|c| &c.down).collect::<Vec<_>>())?;
+        let up = concat_channels(&corrections.iter().map(|c| &c.up).collect::<Vec<_>>())?;
+        let biases: Vec<_> = corrections.iter().filter_map(|c| c.bias.as_ref()).map(|bias| (1.0, bias)).collect();
+        let bias = if biases.is_empty() { None } else { Some(linear_combination(&biases)?) };
+        Ok(Self { down: PackedLinear::new(&down, None, dtype)?, up: PackedLinear::new(&up, bias.as_ref(), dtype)? })
     }
 
-    /// `residual += gate · up · down · x`: x [m, inputs], residual f32 [m, outputs].
+    /// `residual += gate · (up · down · x + bias)`: x [m, inputs], residual f32 [m, outputs].
     pub fn add_to(&self, x: &Tensor, gate: Option<&Tensor>, residual: &mut Tensor) -> Result<()> {
         let narrow = linear(x, &self.down, Activation::None, self.up.dtype())?;
         Ok(linear_residual(&narrow, &self.up, gate, residual)?)

@@ -4,5 +4,9 @@
 //! `W·x + up·(down·x)`: the second product is as narrow as the adapter's rank.
 
 mod adapters;
+mod file;
+mod keys;
+mod layers;
 
 pub use adapters::{Adapters, LayerAdapters, LowRank};
+pub use file::LoraFile;

@@ -8,7 +8,7 @@ mod context;
 mod layer;
 mod time;
 
-pub use cache::{StepCache, StepCacheRule, StepCacheStats};
+pub use cache::{StepCache, StepCacheStats};
 pub use config::TransformerConfig;
 pub use context::Context;
 pub use time::Timestep;

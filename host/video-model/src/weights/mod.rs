@@ -149,6 +149,8 @@ impl Weights {
             }
         };
         self.check_finite(name, located, values.iter().copied())?;
+        // A single number without dimensions becomes one with one.
+        let shape = if shape.is_empty() { &[1] } else { shape };
         Ok(Tensor::from_vec(values, shape)?.to_dtype(dtype))
     }
 
