@@ -28,6 +28,16 @@ pub enum KeyFramePosition {
     Last,
 }
 
+impl KeyFramePosition {
+    /// The key frame's index among `key_frames`.
+    pub fn index(self, key_frames: u32) -> u32 {
+        match self {
+            Self::First => 0,
+            Self::Last => key_frames.saturating_sub(1),
+        }
+    }
+}
+
 /// A picture that the request came with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -15,6 +15,7 @@ pub mod job;
 pub mod life;
 pub mod limits;
 mod options;
+pub mod pictures;
 pub mod request;
 pub mod sampling;
 pub mod stage;
@@ -28,6 +29,7 @@ pub use frames::{Frame, FrameSize, Frames, KeyFrames};
 pub use guidance::{GuidanceInterval, GuidanceKind, GuidanceSettings};
 pub use ids::{Digest, FunctionName, JobId, Lane, ObjectKey, TenantId};
 pub use job::{Flow, FunctionRef, GivenImage, JobSpec, KeyFramePosition};
+pub use pictures::{PicturesTaken, Taken};
 pub use request::{GenerationPlan, GenerationRequest, GivenKeyFrame, ModelDefaults};
 pub use sampling::{Sampler, SamplerSettings, SigmaSchedule, SolverType};
 pub use stage::{

@@ -5,7 +5,7 @@
 use crate::control::StageContext;
 use crate::error::StageResult;
 use crate::frames::Frames;
-use crate::job::{Flow, FunctionRef, JobSpec, KeyFramePosition};
+use crate::job::{Flow, FunctionRef, JobSpec};
 use crate::request::{GenerationPlan, GenerationRequest, GivenKeyFrame, ModelDefaults};
 use crate::stage::Stage;
 use crate::stage::{
@@ -55,11 +55,12 @@ pub async fn make(
 ) -> StageResult<EncodedVideo> {
     let mut frames = match flow {
         Flow::Staged { prompt_hook } => {
-            let request = match prompt_hook {
+            let planned = match prompt_hook {
                 Some(hook) => timed(cx, Stage::Plan, stages.plan.plan(cx, hook, request.clone())).await?,
                 None => request.clone(),
             };
-            let plan = resolve(stages, &request, given)?;
+            let last_before = key_frames(stages, request)?.saturating_sub(1);
+            let plan = resolve(stages, &planned, given, last_before)?;
             generate(stages, cx, &plan).await?
         }
         Flow::Directed { director, input } => {
@@ -86,16 +87,30 @@ pub async fn generate(stages: &Stages, cx: &StageContext, plan: &GenerationPlan)
     timed(cx, Stage::Interpolate, frames).await
 }
 
-/// Checks a request against its model's defaults and puts the given pictures into their places.
-fn resolve(stages: &Stages, request: &GenerationRequest, given: Vec<GivenKeyFrame>) -> StageResult<GenerationPlan> {
+/// Key frames of a request before anyone changed it.
+fn key_frames(stages: &Stages, request: &GenerationRequest) -> StageResult<u32> {
+    let defaults = stages.diffuse.defaults(request.model.as_deref())?;
+    Ok(request.key_frames.unwrap_or(defaults.key_frames))
+}
+
+/// Checks a request against its model's defaults and puts the given pictures into their places: `last_before` was the
+/// last key frame when they got their indices.
+fn resolve(
+    stages: &Stages,
+    request: &GenerationRequest,
+    given: Vec<GivenKeyFrame>,
+    last_before: u32,
+) -> StageResult<GenerationPlan> {
     let defaults = stages.diffuse.defaults(request.model.as_deref())?;
     // Admission fixes the seed, so that a job that runs again after a crash makes the same video.
     let mut plan = request.resolve(&defaults, 0)?;
     plan.given = given;
-    // A hook may have changed the number of key frames after "last" was given an index.
-    for picture in &mut plan.given {
-        picture.index = picture.index.min(plan.key_frames - 1);
+    // A hook may have changed the number of key frames: the last one stays the last one.
+    let last = plan.key_frames - 1;
+    for picture in plan.given.iter_mut().filter(|picture| picture.index > 0) {
+        picture.index = if picture.index == last_before { last } else { picture.index.min(last) };
     }
+    defaults.pictures.check(plan.given.iter().map(|given| given.index), plan.key_frames)?;
     Ok(plan)
 }
 
@@ -104,13 +119,10 @@ async fn given_key_frames(
     job: &JobSpec,
     defaults: &ModelDefaults,
 ) -> StageResult<Vec<GivenKeyFrame>> {
-    let count = job.request.key_frames.unwrap_or(defaults.key_frames).max(1);
+    let count = job.request.key_frames.unwrap_or(defaults.key_frames);
     let mut given = Vec::with_capacity(job.images.len());
     for image in &job.images {
-        let index = match image.position {
-            KeyFramePosition::First => 0,
-            KeyFramePosition::Last => count - 1,
-        };
+        let index = image.position.index(count);
         given.push(GivenKeyFrame { index, frame: store.given_image(&image.object).await? });
     }
     Ok(given)

@@ -4,6 +4,7 @@ use crate::error::{StageError, StageResult};
 use crate::frames::{Frame, FrameSize};
 use crate::guidance::{GuidanceInterval, GuidanceKind, GuidanceSettings};
 use crate::limits;
+use crate::pictures::PicturesTaken;
 use crate::sampling::{Sampler, SamplerSettings, SigmaSchedule, SolverType};
 use crate::step_cache::StepCacheKind;
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,8 @@ pub struct ModelDefaults {
     pub key_frames: u32,
     /// Most key frames that the model can make at once.
     pub key_frames_max: u32,
+    /// Pictures that it takes in the place of key frames.
+    pub pictures: PicturesTaken,
     /// How it is sampled.
     #[serde(flatten)]
     pub sampling: SamplerSettings,
@@ -252,6 +255,7 @@ mod tests {
             key_frame_multiple: 4,
             key_frames: 9,
             key_frames_max: 33,
+            pictures: PicturesTaken::ANY,
             sampling: SamplerSettings::new(Sampler::Euler, 20, 3.0),
             guidance: 4.0,
             size,

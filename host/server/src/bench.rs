@@ -6,8 +6,8 @@ use crate::platform::OpenError;
 use async_trait::async_trait;
 use pipeline::{
     ApplyEffects, Condition, Conditioning, Diffuse, Digest, Frame, FrameSize, Frames, FunctionCatalog, FunctionRef,
-    GenerationPlan, GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, Plan, Sampler, SamplerSettings,
-    StageContext, StageError, StageResult,
+    GenerationPlan, GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, PicturesTaken, Plan, Sampler,
+    SamplerSettings, StageContext, StageError, StageResult,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -166,6 +166,7 @@ impl Diffuse for NoEngine {
             key_frame_multiple: 1,
             key_frames: 8,
             key_frames_max: 8,
+            pictures: PicturesTaken::NONE,
             sampling: SamplerSettings::new(Sampler::Euler, 1, 1.0),
             guidance: 1.0,
             size,

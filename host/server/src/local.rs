@@ -121,6 +121,7 @@ impl LocalEngine {
         request.model = self.model.clone();
         let mut plan = request.resolve(&self.defaults()?, rand::rng().random_range(0..1 << 53))?;
         plan.given = given(&plan, job.first.as_deref(), job.last.as_deref())?;
+        self.defaults()?.pictures.check(plan.given.iter().map(|given| given.index), plan.key_frames)?;
         let conditioning = timed(cx, Stage::Condition, self.engine.condition(cx, &plan)).await?;
         let options = DiffuseOptions { initial_noise: job.noise, dump_latents: job.dump_latents };
         let key_frames = timed(cx, Stage::Diffuse, self.engine.diffuse_with(cx, &plan, &conditioning, options)).await?;

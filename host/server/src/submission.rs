@@ -111,7 +111,14 @@ pub enum SubmitError {
 impl Platform {
     /// Checks a submission, stores its pictures and enqueues it.
     pub async fn submit(&self, submission: Submission) -> Result<Admitted, SubmitError> {
-        let request = self.checked_request(submission.request)?;
+        let positions = match submission.flow {
+            FlowSubmission::Staged { prompt_hook: None } => {
+                Some(submission.images.iter().map(|(position, _)| *position))
+            }
+            // A hook may choose another model, and a director asks for pictures of its own.
+            _ => None,
+        };
+        let request = self.checked_request(submission.request, positions)?;
         let flow = self.checked_flow(&submission.tenant, submission.flow).await?;
         let effects = self.checked_effects(&submission.tenant, submission.effects).await?;
         let (images, input_bytes) = self.store_images(&submission.tenant, submission.images).await?;
@@ -129,11 +136,18 @@ impl Platform {
     }
 
     /// The request with its seed fixed, so that a job that runs again after a crash makes the same video.
-    fn checked_request(&self, mut request: GenerationRequest) -> Result<GenerationRequest, SubmitError> {
+    fn checked_request(
+        &self,
+        mut request: GenerationRequest,
+        pictures: Option<impl Iterator<Item = KeyFramePosition>>,
+    ) -> Result<GenerationRequest, SubmitError> {
         let defaults = pipeline::Diffuse::defaults(&*self.engine, request.model.as_deref())?;
         // JSON numbers hold 53 bits exactly: a seed shown to a client must come back as it was.
         let seed = *request.seed.get_or_insert_with(|| rand::rng().random_range(0..1 << 53));
-        request.resolve(&defaults, seed)?;
+        let plan = request.resolve(&defaults, seed)?;
+        if let Some(pictures) = pictures {
+            defaults.pictures.check(pictures.map(|position| position.index(plan.key_frames)), plan.key_frames)?;
+        }
         Ok(request)
     }
 

@@ -19,7 +19,7 @@ pub mod transformer;
 pub mod vae;
 pub mod weights;
 
-pub use config::{Conditioning, SamplingDefaults};
+pub use config::{Conditioning, FolderConfig, SamplingDefaults};
 pub use error::{ModelError, Result};
 pub use files::ModelFiles;
 pub use model::VideoModel;

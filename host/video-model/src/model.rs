@@ -1,37 +1,61 @@
 //! One model folder, loaded: the networks and how they like to be sampled.
 
-use crate::config::{Conditioning, SamplingDefaults};
+use crate::config::FolderConfig;
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use crate::precision::Precision;
 use crate::text::{TextEncoder, load_text_encoder};
 use crate::transformer::WanTransformer;
 use crate::vae::WanVae;
+use pipeline::PicturesTaken;
 
-/// The parts of a text-to-video model, checked to fit together.
+/// The parts of a model, checked to fit together.
 pub struct VideoModel {
     /// Prompts to states.
     pub text_encoder: Box<dyn TextEncoder>,
-    /// States and noise to velocity.
-    pub transformer: WanTransformer,
+    /// States and noise to velocity: one network, or one for high noise and one for low.
+    pub experts: Vec<Expert>,
     /// Latents to pictures and back.
     pub vae: WanVae,
-    /// What the model does when a request is silent.
-    pub defaults: SamplingDefaults,
+    /// What the folder says of itself.
+    pub config: FolderConfig,
+}
+
+/// A transformer and the part of the noise schedule that it was trained for.
+pub struct Expert {
+    /// The network.
+    pub transformer: WanTransformer,
+    /// The lowest timestep (0 to 1000) that is its own.
+    pub timestep_min: f32,
 }
 
 impl VideoModel {
     /// Loads a folder in diffusers' layout for products in `precision`.
     pub fn load(files: &ModelFiles, precision: Precision) -> Result<Self> {
-        let defaults = SamplingDefaults::load(files)?;
-        let model = Self {
-            text_encoder: load_text_encoder(files, defaults.text_length)?,
-            transformer: WanTransformer::load(files, "transformer", precision)?,
-            vae: WanVae::load(files, "vae", precision.activations())?,
-            defaults,
+        let config = FolderConfig::load(files)?;
+        let expert = |folder: &str, timestep_min| -> Result<Expert> {
+            Ok(Expert { transformer: WanTransformer::load(files, folder, precision)?, timestep_min })
         };
+        let experts = match config.boundary_ratio {
+            None => vec![expert("transformer", 0.0)?],
+            Some(ratio) => vec![expert("transformer", ratio * 1000.0)?, expert("transformer_2", 0.0)?],
+        };
+        let text_encoder = load_text_encoder(files, config.defaults.text_length)?;
+        let vae = WanVae::load(files, "vae", precision.activations())?;
+        let model = Self { text_encoder, experts, vae, config };
         model.check(files)?;
         Ok(model)
+    }
+
+    /// The index of the transformer for a timestep.
+    pub fn expert_at(&self, timestep: f32) -> usize {
+        let found = self.experts.iter().position(|expert| timestep >= expert.timestep_min);
+        found.unwrap_or(self.experts.len() - 1)
+    }
+
+    /// Pictures that the model takes in the place of key frames.
+    pub fn pictures(&self) -> PicturesTaken {
+        self.config.pictures()
     }
 
     /// Latent frames of `pictures` pictures; `None` unless pictures are 1 + a multiple of the VAE's temporal factor.
@@ -41,34 +65,16 @@ impl VideoModel {
         rest.is_multiple_of(factor).then_some(1 + rest / factor)
     }
 
-    /// Sides of pictures must be multiples of this: latent pixels form whole patches.
-    pub fn size_multiple_px(&self) -> usize {
-        let [_, height, width] = self.transformer.config().patch_size;
-        self.vae.config().spatial_factor() * height.max(width)
-    }
-
     fn check(&self, files: &ModelFiles) -> Result<()> {
-        let (config, z) = (self.transformer.config(), self.vae.config().z_dim);
         let refused = |detail: String| Err(ModelError::config(files.name_of("transformer/config.json"), detail));
-        if config.text_dim != self.text_encoder.width() {
-            return refused(format!(
-                "text_dim is {}, the text encoder gives {}",
-                config.text_dim,
-                self.text_encoder.width()
-            ));
+        let (needed, given) = (self.config.transformer.text_dim, self.text_encoder.width());
+        if needed != given {
+            return refused(format!("text_dim is {needed}, the text encoder gives {given}"));
         }
-        if config.out_channels() != z {
-            return refused(format!("out_channels is {}, the VAE's z_dim {z}", config.out_channels()));
-        }
-        let expected = z + self.defaults.conditioning.channels(z);
-        if config.in_channels != expected && self.defaults.conditioning == Conditioning::None {
-            return Err(ModelError::Unsupported(format!(
-                "in_channels {} ({z} latent channels and unknown conditioning)",
-                config.in_channels
-            )));
-        }
-        if config.in_channels != expected {
-            return refused(format!("in_channels is {}, the conditioning needs {expected}", config.in_channels));
+        let outputs =
+            |expert: &Expert| (expert.transformer.config().in_channels, expert.transformer.config().out_channels());
+        if self.experts.iter().any(|expert| outputs(expert) != outputs(&self.experts[0])) {
+            return refused("the two transformers differ in their channels".to_owned());
         }
         Ok(())
     }

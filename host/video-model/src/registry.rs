@@ -1,14 +1,12 @@
 //! The models that an engine knows: the built-in one and the folders that its operator registered. Their descriptions are
 //! read at the start; weights are loaded when a model is first used, and stay.
 
-use crate::config::SamplingDefaults;
+use crate::config::FolderConfig;
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use crate::interpolation::Interpolator;
 use crate::model::VideoModel;
 use crate::precision::Precision;
-use crate::transformer::TransformerConfig;
-use crate::vae::VaeConfig;
 use include_dir::{Dir, include_dir};
 use pipeline::{FrameSize, ModelDefaults, StageError, StageResult, limits};
 use serde::Serialize;
@@ -142,29 +140,26 @@ fn failed(name: &str, error: &ModelError) -> StageError {
 
 /// From a folder's small files alone, without its weights.
 fn model_defaults(name: &str, files: &ModelFiles) -> Result<ModelDefaults> {
-    let sampling = SamplingDefaults::load(files)?;
-    let transformer: TransformerConfig = files.read_json("transformer/config.json")?;
-    transformer.check(&files.name_of("transformer/config.json"))?;
-    let vae: VaeConfig = files.read_json("vae/config.json")?;
-    vae.check(&files.name_of("vae/config.json"))?;
-    let [frames, height, width] = transformer.patch_size;
-    let key_frames_max = match sampling.any_size {
-        true => 1 + (transformer.rope_max_seq_len * frames - 1) * vae.temporal_factor(),
+    let config = FolderConfig::load(files)?;
+    let (defaults, factor) = (&config.defaults, config.vae.temporal_factor());
+    let key_frames_max = match defaults.any_size {
+        true => 1 + (config.transformer.rope_max_seq_len * config.transformer.patch_size[0] - 1) * factor,
         // Trained at one size and one length: more frames than that are outside of what it has seen.
-        false => sampling.key_frames as usize,
+        false => defaults.key_frames as usize,
     };
     Ok(ModelDefaults {
         model: name.to_owned(),
-        native_size: sampling.size,
-        any_size: sampling.any_size,
-        size_multiple_px: (vae.spatial_factor() * height.max(width)) as u32,
-        key_frame_multiple: vae.temporal_factor() as u32,
-        key_frames: sampling.key_frames,
+        native_size: defaults.size,
+        any_size: defaults.any_size,
+        size_multiple_px: config.size_multiple_px() as u32,
+        key_frame_multiple: factor as u32,
+        key_frames: defaults.key_frames,
         key_frames_max: (key_frames_max as u32).min(limits::KEY_FRAMES_MAX),
-        sampling: sampling.sampling,
-        guidance: sampling.guidance,
-        size: if sampling.any_size { sampling.size } else { finished_size(sampling.size) },
-        duration_ms: (u64::from(sampling.key_frames) * 1000 / u64::from(sampling.key_frame_fps)) as u32,
+        pictures: config.pictures(),
+        sampling: defaults.sampling,
+        guidance: defaults.guidance,
+        size: if defaults.any_size { defaults.size } else { finished_size(defaults.size) },
+        duration_ms: (u64::from(defaults.key_frames) * 1000 / u64::from(defaults.key_frame_fps)) as u32,
         fps: FPS,
     })
 }

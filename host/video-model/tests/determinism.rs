@@ -9,13 +9,16 @@ use video_model::{ModelFiles, Precision, VideoModel};
 fn run(model: &VideoModel, threads: usize) -> Vec<u32> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
-        let size = model.defaults.size.width as usize / model.vae.config().spatial_factor();
-        let channels = model.transformer.config().in_channels;
+        let size = model.config.defaults.size.width as usize / model.vae.config().spatial_factor();
+        let channels = model.experts[0].transformer.config().in_channels;
         let states = model.text_encoder.encode("a red star moves left in the night sky").unwrap();
-        let text = model.transformer.context(&states, None, None).unwrap();
+        let text = model.experts[0].transformer.context(&states, None, None).unwrap();
         let latent = waves(&[4, size, size, channels]);
-        let velocity =
-            model.transformer.forward(&latent, Timestep::Clip(500.0), &[&text], None, None).unwrap().remove(0);
+        let velocity = model.experts[0]
+            .transformer
+            .forward(&latent, Timestep::Clip(500.0), &[&text], None, None)
+            .unwrap()
+            .remove(0);
         let picture = model.vae.decode(&waves(&[1, size, size, model.vae.config().z_dim])).unwrap();
         let latent = model.vae.encode(&picture).unwrap();
         [states, velocity, picture, latent].iter().flat_map(|t| t.to_vec_f32()).map(f32::to_bits).collect()

@@ -124,5 +124,5 @@ fn a_text_only_model_makes_any_size_and_refuses_pictures() {
     assert_eq!(frames.iter().map(Frame::size).collect::<Vec<_>>(), [size; 3]);
     plan.given = vec![GivenKeyFrame { index: 0, frame: frames[0].clone() }];
     let refused = key_frames(&engine, &plan);
-    assert!(matches!(refused, Err(StageError::InvalidArgument { field: "image", .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StageError::InvalidArgument { field: "input_reference", .. })), "{refused:?}");
 }

@@ -56,10 +56,10 @@ fn assert_says(message: &str, words: &[&str]) {
 #[test]
 fn default_model_loads_and_its_parts_fit() {
     let model = VideoModel::load(&ModelFiles::Folder(default_model()), Precision::Bf16).unwrap();
-    let frames = model.defaults.key_frames as usize;
+    let frames = model.config.defaults.key_frames as usize;
     assert_eq!(model.latent_frames(frames), Some(frames));
     assert_eq!(model.latent_frames(0), None);
-    assert!((model.defaults.size.width as usize).is_multiple_of(model.size_multiple_px()));
+    assert!((model.config.defaults.size.width as usize).is_multiple_of(model.config.size_multiple_px()));
 }
 
 #[test]
@@ -109,8 +109,14 @@ fn damaged_weights_are_named_by_file_and_tensor() {
 fn configs_that_do_not_fit_the_weights_or_each_other_are_refused() {
     let wider = refusal(|folder| replace(&folder.join("transformer/config.json"), r#""ffn_dim": "#, r#""ffn_dim": 1"#));
     assert_says(&wider, &["ffn.net", "the config needs"]);
-    let unconditional = refusal(|folder| replace(&folder.join("model_index.json"), r#""conditioning": "mask1","#, ""));
-    assert_says(&unconditional, &["in_channels", "not supported yet"]);
+    let more_channels =
+        |folder: &Path| replace(&folder.join("transformer/config.json"), r#""in_channels": "#, r#""in_channels": 1"#);
+    assert_says(&refusal(more_channels), &["in_channels", "the conditioning needs"]);
+    let unknown = refusal(|folder| {
+        more_channels(folder);
+        replace(&folder.join("model_index.json"), r#""conditioning": "mask1","#, "");
+    });
+    assert_says(&unknown, &["in_channels", "not supported yet"]);
     let no_text =
         refusal(|folder| replace(&folder.join("model_index.json"), r#""text_length": "#, r#""text_length": 9"#));
     assert_says(&no_text, &["max_position_embeddings"]);
@@ -122,16 +128,17 @@ fn configs_that_do_not_fit_the_weights_or_each_other_are_refused() {
 fn inputs_of_the_wrong_shape_are_errors_not_panics() {
     let model = VideoModel::load(&ModelFiles::Folder(default_model()), Precision::Bf16).unwrap();
     let zeros = |shape: &[usize]| kernels::Tensor::zeros(shape, Dtype::F32).unwrap();
-    let text = model.transformer.context(&model.text_encoder.encode("a red star").unwrap(), None, None).unwrap();
-    let channels = model.transformer.config().in_channels;
+    let text =
+        model.experts[0].transformer.context(&model.text_encoder.encode("a red star").unwrap(), None, None).unwrap();
+    let channels = model.experts[0].transformer.config().in_channels;
     for shape in [vec![8, 8, channels], vec![1, 8, 7, channels], vec![1, 8, 8, channels + 1], vec![1, 512, 8, channels]]
     {
         assert!(
-            model.transformer.forward(&zeros(&shape), Timestep::Clip(500.0), &[&text], None, None).is_err(),
+            model.experts[0].transformer.forward(&zeros(&shape), Timestep::Clip(500.0), &[&text], None, None).is_err(),
             "{shape:?}"
         );
     }
-    assert!(model.transformer.context(&zeros(&[4, 3]), None, None).is_err());
+    assert!(model.experts[0].transformer.context(&zeros(&[4, 3]), None, None).is_err());
     assert!(model.vae.encode(&zeros(&[1, 100, 128, 3])).is_err());
     assert!(model.vae.encode(&zeros(&[1, 128, 128, 4])).is_err());
     assert!(model.vae.decode(&zeros(&[1, 8, 8, 1])).is_err());

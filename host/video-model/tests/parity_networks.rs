@@ -363,7 +363,7 @@ fn check_default_model(precision: Precision, max: f64) {
     for (prompt, expected) in [golden.0.metadata("prompt").unwrap(), ""].into_iter().zip(&states) {
         close("text states", &model.text_encoder.encode(prompt).unwrap(), expected);
     }
-    let (size, frames) = (model.defaults.size, model.defaults.key_frames as usize);
+    let (size, frames) = (model.config.defaults.size, model.config.defaults.key_frames as usize);
     let (width, height) = (size.width as usize, size.height as usize);
     let grey = model.vae.encode(&Tensor::zeros(&[1, height, width, 3], Dtype::F32).unwrap()).unwrap();
     close("grey latents", &channels_first(&grey).unwrap(), &unbatched(&golden, "grey_latents"));
@@ -372,11 +372,11 @@ fn check_default_model(precision: Precision, max: f64) {
 
     let clip = |name: &str| channels_last(&unbatched(&golden, name)).unwrap();
     assert_eq!(clip("noise").shape()[0], frames);
-    let text = model.transformer.context(&states[0], None, None).unwrap();
+    let text = model.experts[0].transformer.context(&states[0], None, None).unwrap();
     let input = concat_channels(&[&clip("noise"), &clip("condition")]).unwrap();
     for timestep in [999.0, 500.0] {
         let step = Timestep::Clip(timestep);
-        let velocity = model.transformer.forward(&input, step, &[&text], None, None).unwrap().remove(0);
+        let velocity = model.experts[0].transformer.forward(&input, step, &[&text], None, None).unwrap().remove(0);
         close(&format!("velocity at {timestep}"), &velocity, &clip(&format!("velocity_{timestep}")));
     }
     let first = model.vae.decode(&clip("latents").slice_outer(0..1).unwrap()).unwrap();

@@ -4,7 +4,6 @@ use super::internal;
 use crate::device_queue::Session;
 use crate::model::VideoModel;
 use crate::text::clean_prompt;
-use crate::transformer::Context;
 use kernels::Tensor;
 use pipeline::{GenerationPlan, StageResult};
 use std::collections::VecDeque;
@@ -16,9 +15,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(super) struct PromptConditioning {
     pub(super) model_name: String,
     pub(super) model: Arc<VideoModel>,
-    pub(super) prompt: Context,
-    /// Encoded only when the plan is guided.
-    pub(super) negative: Option<Context>,
+    /// The prompt's states [text_length, width].
+    pub(super) prompt: Tensor,
+    /// Those of the negative prompt; encoded only when the plan is guided.
+    pub(super) negative: Option<Tensor>,
+    /// States of the given pictures, one below the other, for models that attend to them.
+    pub(super) image: Option<Tensor>,
 }
 
 /// Bytes of text states kept: some 65,000 prompts of the built-in model, eight of the largest.
@@ -64,7 +66,7 @@ pub(super) struct EncodePrompts {
     model: Arc<VideoModel>,
     cache: Arc<PromptCache>,
     prompts: Vec<String>,
-    contexts: Vec<Context>,
+    encoded: Vec<Tensor>,
 }
 
 impl EncodePrompts {
@@ -73,7 +75,7 @@ impl EncodePrompts {
         if plan.guidance.is_guided() {
             prompts.push(clean_prompt(&plan.negative_prompt));
         }
-        Self { model_name: plan.model.clone(), model, cache, prompts, contexts: Vec::new() }
+        Self { model_name: plan.model.clone(), model, cache, prompts, encoded: Vec::new() }
     }
 
     fn states(&self, prompt: &str) -> StageResult<Tensor> {
@@ -101,17 +103,17 @@ impl Session for EncodePrompts {
     }
 
     fn step(&mut self) -> StageResult<Option<PromptConditioning>> {
-        let states = self.states(&self.prompts[self.contexts.len()])?;
-        self.contexts.push(self.model.transformer.context(&states, None, None).map_err(internal)?);
-        if self.contexts.len() < self.prompts.len() {
+        self.encoded.push(self.states(&self.prompts[self.encoded.len()])?);
+        if self.encoded.len() < self.prompts.len() {
             return Ok(None);
         }
-        let mut contexts = std::mem::take(&mut self.contexts).into_iter();
-        Ok(contexts.next().map(|prompt| PromptConditioning {
+        let mut encoded = std::mem::take(&mut self.encoded).into_iter();
+        Ok(encoded.next().map(|prompt| PromptConditioning {
             model_name: self.model_name.clone(),
             model: Arc::clone(&self.model),
             prompt,
-            negative: contexts.next(),
+            negative: encoded.next(),
+            image: None,
         }))
     }
 }

@@ -2,17 +2,17 @@
 
 use super::conditioning::PromptConditioning;
 use super::internal;
-use crate::config::Conditioning;
+use super::known::{Known, KnownEncoder};
 use crate::device_queue::Session;
 use crate::error::{ModelError, Result};
 use crate::model::VideoModel;
 use crate::noise::{LatentShape, gaussian};
 use crate::picture;
 use crate::sampler::{Guidance, SamplerState};
-use crate::transformer::Timestep;
+use crate::transformer::{Context, StepCache, Timestep};
 use crate::vae::DecodeState;
-use kernels::{Dtype, Tensor, channels_first, channels_last, concat_channels};
-use pipeline::{Frame, FrameSize, GenerationPlan, KeyFrames, StageError, StageResult, StepCacheKind};
+use kernels::{Tensor, channels_first, channels_last};
+use pipeline::{Frame, FrameSize, GenerationPlan, GivenKeyFrame, KeyFrames, StageError, StageResult, StepCacheKind};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What a diffusion leaves.
@@ -25,25 +25,34 @@ pub(super) struct Diffused {
 
 /// Where a session is.
 enum Phase {
-    /// Given pictures go through the VAE's encoder; one step, left out when the model takes none.
-    Known,
-    /// A step is a sampler step: one pass of the transformer, two when guided.
+    /// Given pictures go through the VAE's encoder; left out when there is nothing to encode.
+    Known(KnownEncoder),
+    /// A step is a sampler step.
     Denoise,
     /// A step is a latent frame.
     Decode(DecodeState),
+}
+
+/// What depends on the transformer that is at work, and is made anew when another takes over.
+struct ExpertState {
+    expert: usize,
+    prompt: Context,
+    negative: Option<Context>,
+    cache: Option<StepCache>,
 }
 
 /// One diffusion as a session of the device queue. Latents are channels last: [f, h, w, z].
 pub(super) struct Denoise {
     conditioning: PromptConditioning,
     guidance: Guidance,
+    step_cache: StepCacheKind,
     size: FrameSize,
-    given: Vec<(usize, Frame)>,
     shape: LatentShape,
     sampler: SamplerState,
     latent: Vec<f32>,
-    /// Mask and known latents [f, h, w, 1 + z], for models that take them.
-    known: Option<Tensor>,
+    known: Known,
+    known_steps: u32,
+    state: Option<ExpertState>,
     phase: Phase,
     key_frames: Vec<Frame>,
     key_frame_count: usize,
@@ -52,7 +61,7 @@ pub(super) struct Denoise {
 /// [z, f, h, w] of the plan's latent; an error when the model cannot make such a clip.
 pub(super) fn latent_shape(model: &VideoModel, plan: &GenerationPlan) -> StageResult<LatentShape> {
     let FrameSize { width, height } = plan.key_frame_size;
-    let (width, height, multiple) = (width as usize, height as usize, model.size_multiple_px());
+    let (width, height, multiple) = (width as usize, height as usize, model.config.size_multiple_px());
     if width == 0 || height == 0 || !width.is_multiple_of(multiple) || !height.is_multiple_of(multiple) {
         let message = format!("{} is not possible: sides must be multiples of {multiple}", plan.key_frame_size);
         return Err(StageError::invalid("size", message));
@@ -73,29 +82,27 @@ impl Denoise {
     ) -> StageResult<Self> {
         let model = &conditioning.model;
         let shape = latent_shape(model, plan)?;
-        let takes_pictures = model.defaults.conditioning == Conditioning::Mask1;
-        if !plan.given.is_empty() && !takes_pictures {
-            return Err(StageError::invalid("image", "this model makes videos from text alone; leave the picture out"));
-        }
+        model.pictures().check(plan.given.iter().map(|given| given.index), plan.key_frames)?;
         if plan.guidance.is_guided() && conditioning.negative.is_none() {
             return Err(StageError::Internal("a guided plan with conditioning that is not".to_owned()));
-        }
-        if plan.step_cache != StepCacheKind::None {
-            return Err(StageError::invalid("step_cache", "this model has no step cache; leave it out"));
         }
         let noise = noise.unwrap_or_else(|| gaussian(plan.seed, shape.iter().product()));
         let latent = Tensor::from_vec(noise, &shape).and_then(|noise| channels_last(&noise));
         let latent = latent.map_err(|e| internal(e.into()))?.to_vec_f32();
+        let kind = model.config.defaults.conditioning;
+        let encoder = KnownEncoder::new(kind, given_frames(plan)?, plan.key_frame_size, shape);
         Ok(Self {
             conditioning: conditioning.clone(),
             guidance: Guidance::new(&plan.guidance),
+            step_cache: plan.step_cache,
             size: plan.key_frame_size,
-            given: given_frames(plan)?,
             shape,
             sampler: SamplerState::new(&plan.sampling),
             latent,
-            known: None,
-            phase: if takes_pictures { Phase::Known } else { Phase::Denoise },
+            known: Known::Nothing,
+            known_steps: encoder.as_ref().map_or(0, KnownEncoder::steps),
+            state: None,
+            phase: encoder.map_or(Phase::Denoise, Phase::Known),
             key_frames: Vec::with_capacity(plan.key_frames as usize),
             key_frame_count: plan.key_frames as usize,
         })
@@ -106,21 +113,12 @@ impl Denoise {
         [f, h, w, z]
     }
 
-    pub(super) fn encode_known(&self) -> Result<Tensor> {
-        let vae = &self.conditioning.model.vae;
-        if vae.config().temporal_factor() != 1 {
-            return Err(ModelError::Unsupported("mask1 conditioning with a VAE that compresses time".to_owned()));
-        }
-        let (width, height) = (self.size.width as usize, self.size.height as usize);
-        let grey = vae.encode(&Tensor::zeros(&[1, height, width, 3], Dtype::F32)?)?;
-        let [f, h, w, _] = self.channels_last_shape();
-        let unknown = concat_channels(&[&Tensor::zeros(&[1, h, w, 1], Dtype::F32)?, &grey])?;
-        let mut frames = vec![unknown; f];
-        let mask = Tensor::from_vec(vec![1.0; h * w], &[1, h, w, 1])?;
-        for (index, frame) in &self.given {
-            frames[*index] = concat_channels(&[&mask, &vae.encode(&to_tensor(frame)?)?])?;
-        }
-        Ok(Tensor::concat_outer(&frames.iter().collect::<Vec<_>>())?)
+    fn latent(&self) -> Result<Tensor> {
+        Ok(Tensor::from_f32(&self.latent, &self.channels_last_shape())?)
+    }
+
+    fn looks_at_negative(&self) -> bool {
+        self.guidance.needs_negative(self.sampler.done(), self.sampler.steps())
     }
 
     /// The model's answer at the sampler's current step, guided.
@@ -129,29 +127,50 @@ impl Denoise {
         if self.guidance.moves_nothing(step) {
             return Ok(vec![0.0; self.latent.len()]);
         }
-        let latent = Tensor::from_f32(&self.latent, &self.channels_last_shape())?;
-        let input = match &self.known {
-            Some(known) => concat_channels(&[&latent, known])?,
-            None => latent,
+        let input = self.known.input(self.latent()?)?;
+        let timestep = self.sampler.timestep(step);
+        let of_frames = self.known.timesteps(timestep, self.shape[1]);
+        let timesteps = of_frames.as_deref().map_or(Timestep::Clip(timestep), Timestep::Frames);
+        let guided = self.looks_at_negative();
+        let expert = self.conditioning.model.expert_at(timestep);
+        let mut state = match self.state.take().filter(|state| state.expert == expert) {
+            Some(state) => state,
+            None => self.state_for(expert)?,
         };
-        let timestep = Timestep::Clip(self.sampler.timestep(step));
-        let negative = self.conditioning.negative.as_ref().filter(|_| self.looks_at_negative());
-        let contexts: Vec<_> = std::iter::once(&self.conditioning.prompt).chain(negative).collect();
-        let velocities = self.conditioning.model.transformer.forward(&input, timestep, &contexts, None, None)?;
-        let mut velocity = velocities[0].to_vec_f32();
-        let without = velocities.get(1).map(Tensor::to_vec_f32);
-        self.guidance.combine(step, &mut velocity, without.as_deref());
+        let negative = state.negative.as_ref().filter(|_| guided);
+        let contexts: Vec<&Context> = [&state.prompt].into_iter().chain(negative).collect();
+        let transformer = &self.conditioning.model.experts[expert].transformer;
+        let answers = transformer.forward(&input, timesteps, &contexts, None, state.cache.as_mut())?;
+        self.state = Some(state);
+        let mut answers = answers.iter().map(Tensor::to_vec_f32);
+        let mut velocity = answers.next().unwrap_or_default();
+        self.guidance.combine(step, &mut velocity, answers.next().as_deref());
         Ok(velocity)
     }
 
-    fn looks_at_negative(&self) -> bool {
-        self.guidance.needs_negative(self.sampler.done(), self.sampler.steps())
+    /// What a transformer that takes over needs.
+    fn state_for(&self, expert: usize) -> Result<ExpertState> {
+        let PromptConditioning { model, prompt, negative, image, .. } = &self.conditioning;
+        let transformer = &model.experts[expert].transformer;
+        let context = |text: &Tensor| transformer.context(text, image.as_ref(), None);
+        let cache = StepCache::new(self.step_cache, self.sampler.steps());
+        Ok(ExpertState {
+            expert,
+            prompt: context(prompt)?,
+            negative: negative.as_ref().map(context).transpose()?,
+            cache,
+        })
     }
 
     fn sampler_step(&mut self) -> Result<()> {
         let velocity = self.velocity()?;
         if !self.sampler.step(&mut self.latent, &velocity) {
             return Err(ModelError::Input("the transformer's answer has another size than the latent".to_owned()));
+        }
+        if self.sampler.done() == self.sampler.steps() {
+            self.latent = self.known.finish(self.latent()?)?.to_vec_f32();
+            // Decoding needs none of it, and a long prompt's keys and values are large.
+            (self.state, self.known) = (None, Known::Nothing);
         }
         match self.latent.iter().all(|x| x.is_finite()) {
             true => Ok(()),
@@ -180,10 +199,9 @@ impl Denoise {
             let (made, asked) = (self.key_frames.len(), self.key_frame_count);
             return Err(ModelError::Input(format!("the VAE made {made} pictures in place of {asked}")));
         }
-        let latents = Tensor::from_f32(&self.latent, &self.channels_last_shape())?;
         Ok(Diffused {
             key_frames: KeyFrames { frames: std::mem::take(&mut self.key_frames) },
-            latents: channels_first(&latents)?.to_vec_f32(),
+            latents: channels_first(&self.latent()?)?.to_vec_f32(),
             shape: self.shape,
         })
     }
@@ -193,13 +211,12 @@ impl Session for Denoise {
     type Output = Diffused;
 
     fn steps(&self) -> u32 {
-        let known = u32::from(self.conditioning.model.defaults.conditioning == Conditioning::Mask1);
-        known + self.sampler.steps() as u32 + self.shape[1] as u32
+        self.known_steps + self.sampler.steps() as u32 + self.shape[1] as u32
     }
 
     fn cost_class(&self) -> u64 {
         let phase = match self.phase {
-            Phase::Known => 0,
+            Phase::Known(_) => 0,
             Phase::Denoise => 1,
             Phase::Decode(_) => 2,
         };
@@ -210,10 +227,12 @@ impl Session for Denoise {
     }
 
     fn step(&mut self) -> StageResult<Option<Diffused>> {
-        match self.phase {
-            Phase::Known => {
-                self.known = Some(self.encode_known().map_err(internal)?);
-                self.phase = Phase::Denoise;
+        match &mut self.phase {
+            Phase::Known(encoder) => {
+                if let Some(known) = encoder.step(&self.conditioning.model.vae).map_err(internal)? {
+                    self.known = known;
+                    self.phase = Phase::Denoise;
+                }
             }
             Phase::Denoise => {
                 self.sampler_step().map_err(internal)?;
@@ -233,18 +252,6 @@ impl Session for Denoise {
 
 /// The plan's pictures at the size of key frames, cut to its proportions.
 fn given_frames(plan: &GenerationPlan) -> StageResult<Vec<(usize, Frame)>> {
-    let scaled = |index: u32, frame: &Frame| {
-        if index >= plan.key_frames {
-            let message = format!("there is no key frame {index} among {}", plan.key_frames);
-            return Err(StageError::invalid("image", message));
-        }
-        Ok((index as usize, picture::cover(frame, plan.key_frame_size)?))
-    };
-    plan.given.iter().map(|given| scaled(given.index, &given.frame)).collect()
-}
-
-/// RGB bytes to [1, h, w, 3] in −1..=1.
-fn to_tensor(frame: &Frame) -> Result<Tensor> {
-    let values = frame.rgb().iter().map(|&byte| f32::from(byte) / 127.5 - 1.0).collect();
-    Ok(Tensor::from_vec(values, &[1, frame.size().height as usize, frame.size().width as usize, 3])?)
+    let scaled = |given: &GivenKeyFrame| Ok((given.index as usize, picture::cover(&given.frame, plan.key_frame_size)?));
+    plan.given.iter().map(scaled).collect()
 }

@@ -3,6 +3,7 @@
 mod conditioning;
 mod diffusion;
 mod in_between;
+mod known;
 #[cfg(test)]
 mod tests;
 
@@ -167,6 +168,10 @@ impl VideoEngine {
 #[async_trait]
 impl Condition for VideoEngine {
     async fn condition(&self, cx: &StageContext, plan: &GenerationPlan) -> StageResult<Conditioning> {
+        self.registry
+            .defaults(Some(&plan.model))?
+            .pictures
+            .check(plan.given.iter().map(|given| given.index), plan.key_frames)?;
         let model = self.model(&plan.model).await?;
         let session = EncodePrompts::new(plan, model, Arc::clone(&self.prompts));
         Ok(Conditioning::new(self.queue.run(cx, Bill::CONDITION, session).await?))

@@ -1,5 +1,6 @@
 //! The built-in model through the engine: parity, repeatability, pictures as key frames, bills, refusals.
 
+use super::known::{Known, KnownEncoder};
 use super::*;
 use crate::quality::compare;
 use futures::executor::block_on;
@@ -100,8 +101,12 @@ fn given_pictures_reach_the_transformer_as_in_the_reference() {
     let rgb = (0..128 * 128).flat_map(|i| [level(i % 128), level(i / 128), 128]).collect();
     plan.given = vec![GivenKeyFrame { index: 0, frame: Frame::new(plan.key_frame_size, rgb).unwrap() }];
     let conditioning = block_on(engine.condition(&cx(), &plan)).unwrap();
-    let session = Denoise::new(&plan, conditioning.get::<PromptConditioning>().unwrap(), None).unwrap();
-    let known = kernels::channels_first(&session.encode_known().unwrap()).unwrap().to_vec_f32();
+    let model = &conditioning.get::<PromptConditioning>().unwrap().model;
+    let (given, size) = (vec![(0, plan.given[0].frame.clone())], plan.key_frame_size);
+    let shape = diffusion::latent_shape(model, &plan).unwrap();
+    let mut encoder = KnownEncoder::new(crate::Conditioning::Mask1, given, size, shape).unwrap();
+    let Some(Known::Beside(known)) = encoder.step(&model.vae).unwrap() else { panic!("nothing is known") };
+    let known = kernels::channels_first(&known).unwrap().to_vec_f32();
     let [z, frames, height, width] =
         diffusion::latent_shape(&engine.registry.load(DEFAULT_MODEL).unwrap(), &plan).unwrap();
     let shape = [1 + z, frames, height, width];
@@ -181,7 +186,7 @@ fn what_a_model_cannot_do_is_refused_by_the_name_of_the_field() {
     let odd = FrameSize { width: 130, height: 128 };
     assert_eq!(field(key_frames(&engine, &cx(), &GenerationPlan { key_frame_size: odd, ..good.clone() })), "size");
     let given = vec![GivenKeyFrame { index: 8, frame: gradient(16, 16) }];
-    assert_eq!(field(key_frames(&engine, &cx(), &GenerationPlan { given, ..good.clone() })), "image");
+    assert_eq!(field(key_frames(&engine, &cx(), &GenerationPlan { given, ..good.clone() })), "input_reference");
     let conditioning = block_on(engine.condition(&cx(), &good)).unwrap();
     let options = DiffuseOptions { initial_noise: Some("/nowhere".into()), ..DiffuseOptions::default() };
     assert_eq!(field(block_on(engine.diffuse_with(&cx(), &good, &conditioning, options))), "noise");

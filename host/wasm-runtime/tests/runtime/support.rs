@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use pipeline::{
     Condition, Conditioning, Diffuse, Digest, Frame, FrameSize, Frames, FunctionCatalog, FunctionRef, GenerationPlan,
-    GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, Plan, Sampler, SamplerSettings, StageContext,
-    StageError, StageResult, UsageField,
+    GenerationRequest, Interpolate, KeyFrames, Lane, ModelDefaults, PicturesTaken, Plan, Sampler, SamplerSettings,
+    StageContext, StageError, StageResult, UsageField,
 };
 use sha2::Digest as _;
 use std::collections::{BTreeMap, HashMap};
@@ -48,6 +48,7 @@ impl Diffuse for FakeEngine {
             key_frame_multiple: 4,
             key_frames: 5,
             key_frames_max: 33,
+            pictures: PicturesTaken::ANY,
             sampling: SamplerSettings::new(Sampler::Euler, 4, 3.0),
             guidance: 4.0,
             size: SIZE,
