@@ -27,6 +27,8 @@ fn processor_seconds() -> f64 {
 enum Work {
     /// Floating-point operations, with the dtype of the multiplications.
     Flop(f64, Dtype),
+    /// Integer operations of int8 products.
+    Int8(f64),
     /// Bytes read and written, each counted once.
     Bytes(f64),
 }
@@ -35,12 +37,17 @@ struct Bench {
     filter: String,
     peak_f32: f64,
     peak_bf16: f64,
+    peak_int8: f64,
     peak_bytes: f64,
 }
 
 impl Bench {
+    fn wants(&self, name: &str) -> bool {
+        name.contains(&self.filter)
+    }
+
     fn case<R>(&self, name: &str, work: Work, mut run: impl FnMut() -> R) {
-        if !name.contains(&self.filter) {
+        if !self.wants(name) {
             return;
         }
         black_box(run());
@@ -58,6 +65,7 @@ impl Bench {
         let (amount, peak, unit) = match work {
             Work::Flop(flop, Dtype::F32) => (flop, self.peak_f32, "GFLOP/s"),
             Work::Flop(flop, Dtype::Bf16) => (flop, self.peak_bf16, "GFLOP/s"),
+            Work::Int8(operations) => (operations, self.peak_int8, "GOP/s"),
             Work::Bytes(bytes) => (bytes, self.peak_bytes, "GB/s"),
         };
         let rate = amount / cpu;
@@ -66,16 +74,23 @@ impl Bench {
     }
 }
 
+/// Runs the cases from within a thread pool and an arena, as whoever owns a device does.
 fn main() {
+    let pool = rayon::ThreadPoolBuilder::new().build().expect("threads");
+    pool.install(|| kernels::Arena::new().scope(run));
+}
+
+fn run() {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
-    let (peak_f32, peak_bf16) = peak::multiply_rates();
-    let bench = Bench { filter, peak_f32, peak_bf16, peak_bytes: peak::copy_rate() };
+    let [peak_f32, peak_bf16, peak_int8] = peak::multiply_rates();
+    let bench = Bench { filter, peak_f32, peak_bf16, peak_int8, peak_bytes: peak::copy_rate() };
     println!(
-        "level {:?}, {} threads; peak of one core: f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, copy {:.1} GB/s",
+        "level {:?}, {} threads; peak of one core: f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, int8 {:.0} GOP/s, copy {:.1} GB/s",
         kernels::simd::level(),
         rayon::current_num_threads(),
         peak_f32 / 1e9,
         peak_bf16 / 1e9,
+        peak_int8 / 1e9,
         bench.peak_bytes / 1e9
     );
     println!("{:<44} {:>12} {:>12} {:>16} {:>7}", "case", "wall", "processor", "rate", "peak");
@@ -93,7 +108,8 @@ fn noise(shape: &[usize], dtype: Dtype) -> Tensor {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
     });
-    Tensor::from_vec(values.collect(), shape).expect("a valid shape").to_dtype(dtype)
+    // A copy, in the arena's memory.
+    Tensor::from_f32(&values.collect::<Vec<f32>>(), shape).expect("a valid shape").to_dtype(dtype)
 }
 
 fn packed(n: usize, k: usize, dtype: Dtype) -> PackedLinear {
@@ -103,21 +119,50 @@ fn packed(n: usize, k: usize, dtype: Dtype) -> PackedLinear {
 const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
 fn linear(bench: &Bench) {
-    let shapes =
-        [(1024, 1536, 384), (1024, 384, 1536), (512, 384, 384), (64, 384, 384), (1, 2304, 384), (1021, 100, 97)];
+    // The default model's layers, then Wan-1.3B's, then what is not a multiple of anything.
+    let shapes = [
+        (1024, 384, 384),
+        (1024, 1536, 384),
+        (1024, 384, 1536),
+        (64, 384, 384),
+        (1, 2304, 384),
+        (16, 2304, 384),
+        (1024, 1536, 1536),
+        (1024, 8960, 1536),
+        (1024, 1536, 8960),
+        (1, 9216, 1536),
+        (1021, 97, 100),
+    ];
     for (m, n, k) in shapes {
         for dtype in DTYPES {
-            let (x, w) = (noise(&[m, k], dtype), packed(n, k, dtype));
-            let work = Work::Flop(2.0 * (m * n * k) as f64, dtype);
-            bench.case(&format!("linear {m}x{n}x{k} {dtype:?}"), work, || {
-                kernels::linear(&x, &w, Activation::None, dtype)
-            });
-            if (m, n) == (1024, 1536) {
-                bench.case(&format!("linear+gelu_tanh {m}x{n}x{k} {dtype:?}"), work, || {
-                    kernels::linear(&x, &w, Activation::GeluTanh, dtype)
-                });
+            let name = format!("{m}x{n}x{k} {dtype:?}");
+            if bench.wants(&format!("linear {name}")) {
+                let (x, w) = (noise(&[m, k], dtype), packed(n, k, dtype));
+                linear_cases(bench, &name, &x, &w, |flop| Work::Flop(flop, dtype));
             }
         }
+        let name = format!("{m}x{n}x{k} Int8");
+        if bench.wants(&format!("linear {name}")) {
+            let w = PackedLinear::int8(&noise(&[n, k], Dtype::F32), Some(&noise(&[n], Dtype::F32)));
+            linear_cases(bench, &name, &noise(&[m, k], Dtype::Bf16), &w.expect("a valid weight"), Work::Int8);
+        }
+    }
+}
+
+/// The plain product, and the fused one that a layer of its shape has in a transformer.
+fn linear_cases(bench: &Bench, name: &str, x: &Tensor, w: &PackedLinear, work: impl Fn(f64) -> Work) {
+    let (m, n, k) = (x.shape()[0], w.n(), w.k());
+    let work = work(2.0 * (m * n * k) as f64);
+    let out = x.dtype();
+    bench.case(&format!("linear {name}"), work, || kernels::linear(x, w, Activation::None, out));
+    if m > 512 && n > k {
+        bench.case(&format!("linear+gelu_tanh {name}"), work, || kernels::linear(x, w, Activation::GeluTanh, out));
+    }
+    if m > 512 && n <= k {
+        let (gate, mut residual) = (noise(&[n], Dtype::F32), noise(&[m, n], Dtype::F32));
+        bench.case(&format!("linear_residual {name}"), work, || {
+            kernels::linear_residual(x, w, Some(&gate), &mut residual)
+        });
     }
 }
 
@@ -307,9 +352,10 @@ mod peak {
         best(2.0 * 4.0 * from.len() as f64, || black_box(&mut to).copy_from_slice(black_box(&from)))
     }
 
-    /// FLOP/s of independent f32 multiply-adds and of bf16 dot products (f32 again where there are none).
+    /// Operations/s of independent f32 multiply-adds, of bf16 dot products (f32 again where there are none) and of int8 dot
+    /// products (f32 again where they are made of other instructions).
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn multiply_rates() -> (f64, f64) {
+    pub(crate) fn multiply_rates() -> [f64; 3] {
         const ROUNDS: usize = 300_000;
         let flop = |lanes: f64| ROUNDS as f64 * 12.0 * lanes * 2.0;
         let avx512_rate = || {
@@ -321,34 +367,40 @@ mod peak {
         match kernels::simd::level() {
             Level::Amx => {
                 // SAFETY: the level in force was detected on this machine.
-                let bf16 = best(flop(2.0 * 16.0 * 16.0), || unsafe { amx(ROUNDS) });
-                (avx512_rate(), bf16)
+                let bf16 = best(flop(2.0 * 16.0 * 16.0), || unsafe { amx_bf16(ROUNDS) });
+                // SAFETY: as above.
+                let int8 = best(flop(4.0 * 16.0 * 16.0), || unsafe { amx_int8(ROUNDS) });
+                [avx512_rate(), bf16, int8]
             }
             Level::Avx512Bf16 => {
                 // SAFETY: as above.
                 let bf16 = best(flop(32.0), || unsafe {
                     black_box(avx512_bf16(ROUNDS));
                 });
-                (avx512_rate(), bf16)
+                // SAFETY: as above.
+                let int8 = best(flop(64.0), || unsafe {
+                    black_box(avx512_int8(ROUNDS));
+                });
+                [avx512_rate(), bf16, int8]
             }
-            Level::Avx512 => (avx512_rate(), avx512_rate()),
+            Level::Avx512 => [avx512_rate(); 3],
             Level::Avx2 => {
                 // SAFETY: as above.
                 let rate = best(flop(8.0), || unsafe {
                     black_box(avx2(ROUNDS));
                 });
-                (rate, rate)
+                [rate; 3]
             }
             _ => portable(),
         }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    pub(crate) fn multiply_rates() -> (f64, f64) {
+    pub(crate) fn multiply_rates() -> [f64; 3] {
         portable()
     }
 
-    fn portable() -> (f64, f64) {
+    fn portable() -> [f64; 3] {
         const ROUNDS: usize = 1_000_000;
         let rate = best(ROUNDS as f64 * 64.0, || {
             let (mut sums, factor) = ([0.0f32; 32], black_box(0.5f32));
@@ -357,7 +409,7 @@ mod peak {
             }
             black_box(sums);
         });
-        (rate, rate)
+        [rate; 3]
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -398,31 +450,57 @@ mod peak {
         sum
     }
 
-    /// As many tile products of 16·16·32 as the caller counts: rounds · 12 rows of 16 · 32.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn amx(rounds: usize) {
-        #[repr(C, align(64))]
-        struct Config([u8; 64]);
-        let mut config = Config([0; 64]);
-        config.0[0] = 1;
-        for tile in 0..8 {
-            config.0[16 + 2 * tile] = 64;
-            config.0[48 + tile] = 16;
-        }
-        // SAFETY: the caller has AMX; the configuration is well-formed.
-        unsafe { std::arch::asm!("ldtilecfg [{0}]", in(reg) &raw const config) };
-        for _ in 0..rounds * 12 / 16 / 4 {
-            // SAFETY: the tiles are configured.
-            unsafe {
-                std::arch::asm!(
-                    "tdpbf16ps tmm0, tmm4, tmm5",
-                    "tdpbf16ps tmm1, tmm4, tmm5",
-                    "tdpbf16ps tmm2, tmm4, tmm5",
-                    "tdpbf16ps tmm3, tmm4, tmm5"
-                );
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn avx512_int8(rounds: usize) -> i32 {
+        let a = black_box(_mm512_set1_epi8(1));
+        let mut sums = [_mm512_setzero_si512(); 12];
+        for _ in 0..rounds {
+            for s in &mut sums {
+                *s = _mm512_dpbusd_epi32(*s, a, a);
             }
         }
+        let mut sum = 0;
+        for s in sums {
+            sum += _mm512_reduce_add_epi32(s);
+        }
+        sum
     }
+
+    /// A loop of four tile products into as many sums; as many in all as the caller counts: 12 rows of 16 words a round.
+    #[cfg(target_arch = "x86_64")]
+    macro_rules! amx_loop {
+        ($name:ident, $instruction:literal) => {
+            unsafe fn $name(rounds: usize) {
+                #[repr(C, align(64))]
+                struct Config([u8; 64]);
+                let mut config = Config([0; 64]);
+                config.0[0] = 1;
+                for tile in 0..8 {
+                    config.0[16 + 2 * tile] = 64;
+                    config.0[48 + tile] = 16;
+                }
+                // SAFETY: the caller has AMX; the configuration is well-formed.
+                unsafe { std::arch::asm!("ldtilecfg [{0}]", in(reg) &raw const config) };
+                for _ in 0..rounds * 12 / 16 / 4 {
+                    // SAFETY: the tiles are configured.
+                    unsafe {
+                        std::arch::asm!(
+                            concat!($instruction, " tmm0, tmm4, tmm6"),
+                            concat!($instruction, " tmm1, tmm4, tmm7"),
+                            concat!($instruction, " tmm2, tmm5, tmm6"),
+                            concat!($instruction, " tmm3, tmm5, tmm7")
+                        );
+                    }
+                }
+            }
+        };
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    amx_loop!(amx_bf16, "tdpbf16ps");
+    #[cfg(target_arch = "x86_64")]
+    amx_loop!(amx_int8, "tdpbusd");
 
     /// Twelve accumulators: as many as 16 registers allow.
     #[cfg(target_arch = "x86_64")]

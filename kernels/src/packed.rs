@@ -1,6 +1,6 @@
 //! Weights in the order that the matrix-product kernels read them: one layout for all instruction sets.
 //!
-//! A matrix B of k rows and n columns is cut into panels of 64 columns (the last one rounded up to a multiple of 16 and
+//! A matrix B of k rows and n columns is cut into panels of 32 columns (the last one rounded up to a multiple of 16 and
 //! filled with zeros). A panel is a sequence of *steps*; a step holds one word of 32 bits per column: one f32 row of B, a
 //! pair of bf16 rows (2s, 2s + 1) with the first in the low half, which is what `vdpbf16ps` multiplies, or four int8 rows
 //! (4s .. 4s + 3) with the first in the lowest byte, which is what `vpdpbusd` multiplies.
@@ -12,7 +12,7 @@ use crate::parallel;
 use crate::tensor::Dtype;
 
 /// Columns of a full panel.
-pub(crate) const PANEL: usize = 64;
+pub(crate) const PANEL: usize = 32;
 /// Columns in a [`Line`]; panel widths are multiples of it.
 pub(crate) const LINE: usize = 16;
 

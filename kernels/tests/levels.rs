@@ -267,6 +267,28 @@ fn model_sized_operations_agree() {
     }
 }
 
+/// k beyond what the caches hold at a time, columns beyond what one task takes.
+#[test]
+fn long_rows_and_wide_weights_agree() {
+    let (weight, x) = (noise(1, &[400, 2500], Dtype::F32), noise(2, &[70, 2500], Dtype::F32));
+    let (bias, gate, start) =
+        (noise(3, &[400], Dtype::F32), noise(4, &[400], Dtype::F32), noise(5, &[70, 400], Dtype::F32));
+    let linears = [
+        PackedLinear::new(&weight, Some(&bias), Dtype::F32).unwrap(),
+        PackedLinear::new(&weight, Some(&bias), Dtype::Bf16).unwrap(),
+        PackedLinear::int8(&weight, Some(&bias)).unwrap(),
+    ];
+    for weight in &linears {
+        all_levels_agree(Dtype::F32, || kernels::linear(&x, weight, Activation::Gelu, Dtype::F32)).unwrap();
+        all_levels_agree(Dtype::F32, || {
+            let mut residual = start.clone();
+            kernels::linear_residual(&x, weight, Some(&gate), &mut residual)?;
+            Ok(residual)
+        })
+        .unwrap();
+    }
+}
+
 /// 8 bits for the weight and 8 for the activations, of uniform values: each adds about 1/127/√12 of the largest value, which
 /// is √3 times the root mean square.
 #[test]

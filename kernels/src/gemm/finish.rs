@@ -104,37 +104,97 @@ impl<T: Element> Finish<'_, T> {
             (LEAKY_RELU, activation) => activation,
             _ => Activation::None,
         };
-        for c in (0..place.columns).step_by(S::LANES) {
-            let column = place.column + c;
-            let valid = if WHOLE { S::LANES } else { self.n.saturating_sub(column).min(S::LANES) };
-            // SAFETY: bias and gate are padded to whole panels.
-            let bias = self.bias.map_or(s.splat(0.0), |b| unsafe { s.load(b.as_ptr().add(column)) });
-            // SAFETY: as above.
-            let gate = self.gate.map(|g| unsafe { s.load(g.as_ptr().add(column)) });
-            // SAFETY: as above; corrections are as wide as floats.
-            let scales = self.scales.map(|scales| unsafe {
-                let corrections = s.load(scales.corrections.as_ptr().add(column).cast());
-                (scales.rows, s.load(scales.columns.as_ptr().add(column)), corrections)
-            });
-            for r in 0..place.rows {
-                let at = (place.row + r) * self.row_stride + column;
-                // SAFETY: the tile is readable; there is a scale for every row; `valid` keeps reads and writes within the n columns of the result.
-                unsafe {
-                    let mut value = s.load(place.tile.add(r * place.columns + c));
-                    if let Some((rows, scale, corrections)) = scales {
-                        let sum = s.sum_of_ints(value, corrections);
-                        value = s.mul(s.mul(sum, s.splat(*rows.get_unchecked(place.row + r))), scale);
-                    }
-                    value = s.add(value, bias);
-                    if let Some(gate) = gate {
-                        value = s.mul(value, gate);
-                    }
-                    if let Some(residual) = self.residual {
-                        value = s.add(value, load_up_to(s, residual.add(at), valid));
-                    }
-                    store_up_to(s, self.out.add(at), math::activate(s, value, activation), valid);
+        let mut c = 0;
+        while c < place.columns {
+            // SAFETY: the same contract; the columns are whole vectors.
+            unsafe {
+                if WHOLE && c + 2 * S::LANES <= place.columns {
+                    self.vectors::<S, 2, WHOLE>(s, place, c, activation);
+                    c += 2 * S::LANES;
+                } else {
+                    self.vectors::<S, 1, WHOLE>(s, place, c, activation);
+                    c += S::LANES;
                 }
             }
         }
     }
+
+    /// All rows of VECTORS vectors of columns, `c` columns into the tile.
+    ///
+    /// # Safety
+    /// As [`Epilogue::store`]; WHOLE only when no column is past n, and then only may VECTORS be 2.
+    #[inline(always)]
+    unsafe fn vectors<S: Simd, const VECTORS: usize, const WHOLE: bool>(
+        &self,
+        s: S,
+        place: Place,
+        c: usize,
+        activation: Activation,
+    ) {
+        let column = place.column + c;
+        let valid = if WHOLE { S::LANES } else { self.n.saturating_sub(column).min(S::LANES) };
+        // SAFETY: bias, gate and scales are padded to whole panels; corrections are as wide as floats.
+        let (bias, gate, scale, corrections) = unsafe {
+            let of = |values: &[f32]| values.as_ptr().wrapping_add(column);
+            let scales = self.scales.map(|scales| (of(scales.columns), scales.corrections.as_ptr().add(column).cast()));
+            (
+                load_vectors::<S, VECTORS>(s, self.bias.map(of)),
+                load_vectors::<S, VECTORS>(s, self.gate.map(of)),
+                load_vectors::<S, VECTORS>(s, scales.map(|(columns, _)| columns)),
+                load_vectors::<S, VECTORS>(s, scales.map(|(_, corrections)| corrections)),
+            )
+        };
+        for r in 0..place.rows {
+            let at = (place.row + r) * self.row_stride + column;
+            // SAFETY: the tile is readable; there is a scale for every row; `valid` keeps reads and writes within the n
+            // columns of the result.
+            unsafe {
+                let tile = place.tile.add(r * place.columns + c);
+                let mut values = load_vectors::<S, VECTORS>(s, Some(tile));
+                if let Some(scales) = self.scales {
+                    let row = s.splat(*scales.rows.get_unchecked(place.row + r));
+                    for v in 0..VECTORS {
+                        values[v] = s.mul(s.mul(s.sum_of_ints(values[v], corrections[v]), row), scale[v]);
+                    }
+                }
+                for (value, bias) in values.iter_mut().zip(bias) {
+                    *value = s.add(*value, bias);
+                }
+                if self.gate.is_some() {
+                    for (value, gate) in values.iter_mut().zip(gate) {
+                        *value = s.mul(*value, gate);
+                    }
+                }
+                if let Some(residual) = self.residual {
+                    for (v, value) in values.iter_mut().enumerate() {
+                        *value = s.add(*value, load_up_to(s, residual.add(at + v * S::LANES), valid));
+                    }
+                }
+                for value in &mut values {
+                    *value = math::activate(s, *value, activation);
+                }
+                if VECTORS == 2 {
+                    T::store_pair(s, self.out.add(at), values[0], values[VECTORS - 1]);
+                } else {
+                    store_up_to(s, self.out.add(at), values[0], valid);
+                }
+            }
+        }
+    }
+}
+
+/// Vectors from `from` on, or zeros.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+unsafe fn load_vectors<S: Simd, const VECTORS: usize>(s: S, from: Option<*const f32>) -> [S::F; VECTORS] {
+    let mut values = [s.splat(0.0); VECTORS];
+    if let Some(from) = from {
+        for (v, value) in values.iter_mut().enumerate() {
+            // SAFETY: the caller's contract.
+            *value = unsafe { s.load(from.add(v * S::LANES)) };
+        }
+    }
+    values
 }

@@ -4,6 +4,8 @@
 //! at fixed offsets from the row's start. A linear layer has one segment; a convolution has one per row of taps, which makes
 //! it an implicit product without a gathered copy of its input.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod finish;
 mod product;
 mod quantise;
@@ -14,7 +16,6 @@ pub(crate) use product::{Rows, linear_product, padded_vector};
 pub(crate) use quantise::QuantisedRows;
 pub(crate) use tile::{Bf16Product, F32Product, Int8Product, Product, Tile, Tiles};
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use crate::packed::{LINE, PANEL, PackedMatrix, panel_width};
@@ -39,8 +40,8 @@ pub(crate) struct Left<'a> {
     pub(crate) steps: usize,
 }
 
-/// Most values that a tile has, on any instruction set: 32 rows of 32 columns on matrix tiles, 12·32 or 6·64 on vectors.
-const TILE_VALUES_MAX: usize = 32 * 32;
+/// Most values that a tile of vectors has.
+const TILE_VALUES_MAX: usize = 14 * PANEL;
 
 /// Results of one tile, before the epilogue.
 #[repr(C, align(64))]
@@ -61,15 +62,32 @@ pub(crate) unsafe fn block<S: Tiles, P: Product, E: Epilogue>(
     panels: Range<usize>,
     epilogue: &E,
 ) {
+    // SAFETY: the same contract.
+    unsafe { s.block::<P, E>(left, rows, right, panels, epilogue) }
+}
+
+/// [`block`] on vectors: a panel stays in the cache while all rows pass.
+///
+/// # Safety
+/// As [`block`].
+#[inline(always)]
+#[allow(unsafe_code, reason = "as above")]
+unsafe fn vector_block<S: Tiles, P: Product, E: Epilogue>(
+    s: S,
+    left: &Left<'_>,
+    rows: usize,
+    right: &PackedMatrix,
+    panels: Range<usize>,
+    epilogue: &E,
+) {
     let mut scratch = Scratch([0.0; TILE_VALUES_MAX]);
-    let shape = Cell::new(0);
     for panel in panels {
         let width = panel_width(right.n(), panel);
         let lines = right.panel(panel);
         let mut column = 0;
         while column < width {
-            let vectors = ((width - column) / S::LANES).min(S::tile_vectors::<P>());
-            let tiles = rows.div_ceil(S::tile_rows::<P>(vectors));
+            let vectors = ((width - column) / S::LANES).min(S::TILE_VECTORS);
+            let tiles = rows.div_ceil(S::tile_rows(vectors));
             let mut first = 0;
             for t in 0..tiles {
                 // Tiles of even height, the higher ones first: a short last tile would leave the multipliers idle.
@@ -82,7 +100,6 @@ pub(crate) unsafe fn block<S: Tiles, P: Product, E: Epilogue>(
                     b: lines.as_ptr().cast::<u32>().wrapping_add(column),
                     b_stride: width,
                     out: scratch.0.as_mut_ptr(),
-                    shape: &shape,
                 };
                 // SAFETY: rows and segments are in bounds by this function's contract; the scratch holds the largest tile.
                 unsafe {

@@ -11,13 +11,15 @@
 //! | benchmark | `linear` |
 #![allow(unsafe_code, reason = "the innermost loop reads through raw pointers")]
 
-use std::cell::Cell;
+use std::ops::Range;
 
-use super::Segment;
-use crate::packed::Format;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::{Epilogue, Left, Segment, vector_block};
+use crate::packed::{Format, PackedMatrix};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{
-    Avx2, amx,
+    Avx2,
     avx512::{AMX, Avx512, BF16, PLAIN},
 };
 use crate::simd::{Portable, Simd};
@@ -76,8 +78,6 @@ pub(crate) struct Tile<'a> {
     pub(crate) b: *const u32,
     pub(crate) b_stride: usize,
     pub(crate) out: *mut f32,
-    /// Height that matrix tiles were last configured for in this block; 0 before the first.
-    pub(crate) shape: &'a Cell<usize>,
 }
 
 /// An instruction set with its tile sizes.
@@ -86,18 +86,30 @@ pub(crate) trait Tiles: Simd {
     const TILE_VECTORS: usize;
 
     /// Rows of a tile with `vectors` vectors per row: as many as accumulators fit in registers.
-    fn tile_rows<P: Product>(vectors: usize) -> usize;
-
-    /// Most vectors per row with this product.
-    fn tile_vectors<P: Product>() -> usize {
-        Self::TILE_VECTORS
-    }
+    fn tile_rows(vectors: usize) -> usize;
 
     /// Computes one tile.
     ///
     /// # Safety
     /// All that the tile points at must be in bounds, for `rows` rows and `vectors` vectors per row.
     unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>);
+
+    /// [`super::block`] on this instruction set.
+    ///
+    /// # Safety
+    /// As [`super::block`].
+    #[inline(always)]
+    unsafe fn block<P: Product, E: Epilogue>(
+        self,
+        left: &Left<'_>,
+        rows: usize,
+        right: &PackedMatrix,
+        panels: Range<usize>,
+        epilogue: &E,
+    ) {
+        // SAFETY: the same contract.
+        unsafe { vector_block::<Self, P, E>(self, left, rows, right, panels, epilogue) }
+    }
 }
 
 /// The tile of ROWS rows and VECTORS vectors.
@@ -142,24 +154,22 @@ macro_rules! pick_tile {
     };
 }
 
-/// 24 accumulators of 32 registers; 12 rows of one vector, which still hide the latency of the multipliers.
+/// 28 accumulators of 32 registers; 14 rows of one vector, which still hide the latency of the multipliers.
 #[cfg(target_arch = "x86_64")]
 macro_rules! avx512_tiles {
     ($entry:ident) => {
-        const TILE_VECTORS: usize = 4;
+        const TILE_VECTORS: usize = 2;
 
-        fn tile_rows<P: Product>(vectors: usize) -> usize {
-            [12, 12, 8, 6][vectors - 1]
+        fn tile_rows(_: usize) -> usize {
+            14
         }
 
         #[inline(always)]
         unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>) {
             pick_tile!(
                 $entry, self, rows, tile, vectors,
-                1 => [1 2 3 4 5 6 7 8 9 10 11 12],
-                2 => [1 2 3 4 5 6 7 8 9 10 11 12],
-                3 => [1 2 3 4 5 6 7 8],
-                4 => [1 2 3 4 5 6]
+                1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
+                2 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14]
             );
         }
     };
@@ -178,35 +188,35 @@ impl Tiles for Avx512<PLAIN> {
 /// bf16 and int8 on matrix tiles, f32 as on the other tiers.
 #[cfg(target_arch = "x86_64")]
 impl Tiles for Avx512<AMX> {
-    const TILE_VECTORS: usize = 4;
+    const TILE_VECTORS: usize = Avx512::<PLAIN>::TILE_VECTORS;
 
-    fn tile_rows<P: Product>(vectors: usize) -> usize {
-        if is_f32::<P>() { Avx512::<PLAIN>::tile_rows::<P>(vectors) } else { 2 * amx::TILE }
-    }
-
-    fn tile_vectors<P: Product>() -> usize {
-        if is_f32::<P>() { Self::TILE_VECTORS } else { 2 }
+    fn tile_rows(vectors: usize) -> usize {
+        Avx512::<PLAIN>::tile_rows(vectors)
     }
 
     #[inline(always)]
     unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: &Tile<'_>) {
-        // SAFETY: the same contract; `self` proves that the instructions are available, and this tier includes the plain one.
+        // SAFETY: the same contract; this tier includes the plain one.
+        unsafe { self.plain().tile::<P>(rows, vectors, tile) }
+    }
+
+    #[inline(always)]
+    unsafe fn block<P: Product, E: Epilogue>(
+        self,
+        left: &Left<'_>,
+        rows: usize,
+        right: &PackedMatrix,
+        panels: Range<usize>,
+        epilogue: &E,
+    ) {
+        // SAFETY: the same contract; `self` proves that the instructions are available.
         unsafe {
-            match (is_f32::<P>(), vectors, rows > amx::TILE) {
-                (true, ..) => self.plain().tile::<P>(rows, vectors, tile),
-                (false, 1, false) => amx_tile::<P, 1, 1>(self, rows, tile),
-                (false, 1, true) => amx_tile::<P, 2, 1>(self, rows, tile),
-                (false, _, false) => amx_tile::<P, 1, 2>(self, rows, tile),
-                (false, _, true) => amx_tile::<P, 2, 2>(self, rows, tile),
+            match P::FORMAT {
+                Format::F32 => vector_block::<Self, P, E>(self, left, rows, right, panels, epilogue),
+                Format::Bf16 | Format::Int8 => amx::block::<P, E>(self, left, rows, right, panels, epilogue),
             }
         }
     }
-}
-
-/// The format that matrix tiles do not multiply.
-#[cfg(target_arch = "x86_64")]
-fn is_f32<P: Product>() -> bool {
-    P::FORMAT == Format::F32
 }
 
 /// 12 accumulators of 16 registers.
@@ -214,7 +224,7 @@ fn is_f32<P: Product>() -> bool {
 impl Tiles for Avx2 {
     const TILE_VECTORS: usize = 2;
 
-    fn tile_rows<P: Product>(_: usize) -> usize {
+    fn tile_rows(_: usize) -> usize {
         6
     }
 
@@ -228,7 +238,7 @@ impl Tiles for Avx2 {
 impl Tiles for Portable {
     const TILE_VECTORS: usize = 2;
 
-    fn tile_rows<P: Product>(_: usize) -> usize {
+    fn tile_rows(_: usize) -> usize {
         2
     }
 
@@ -264,102 +274,4 @@ unsafe fn avx2_tile<P: Product, const ROWS: usize, const VECTORS: usize>(s: Avx2
 unsafe fn portable_tile<P: Product, const ROWS: usize, const VECTORS: usize>(s: Portable, tile: &Tile<'_>) {
     // SAFETY: the same contract.
     unsafe { accumulate::<_, P, ROWS, VECTORS>(s, tile) }
-}
-
-/// DOWN·16 rows (or fewer in the last 16) by ACROSS·16 columns, in matrix tiles: sums 0–3, rows of A in 4 and 5, columns of
-/// B in 6 and 7.
-///
-/// Two by two, because every loaded tile is then used twice and 32 columns of B stay in the first-level cache.
-///
-/// # Safety
-/// As [`Tiles::tile`], with rows in (DOWN − 1)·16 + 1..=DOWN·16.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")]
-unsafe fn amx_tile<P: Product, const DOWN: usize, const ACROSS: usize>(s: Avx512<AMX>, rows: usize, tile: &Tile<'_>) {
-    const STEPS: usize = amx::TILE;
-    let (whole, tail) = (tile.steps / STEPS, tile.steps % STEPS);
-    let lower = STEPS * tile.a_stride;
-    // SAFETY: whole blocks of 16 steps lie within the segments. The block of the tail is read from a copy on the side of A,
-    // padded with zeros; B may be read past the segment, where it is followed by at least 15 steps of other values.
-    unsafe {
-        if tile.shape.replace(rows) == rows {
-            amx::zero();
-        } else {
-            amx::configure(rows);
-        }
-        for segment in tile.segments {
-            let mut a = tile.a.wrapping_add(segment.a);
-            let mut b = tile.b.wrapping_add(segment.b * tile.b_stride);
-            for _ in 0..whole {
-                amx_step::<P, DOWN, ACROSS>(a, lower, tile.a_stride, b, tile.b_stride);
-                a = a.wrapping_add(STEPS);
-                b = b.wrapping_add(STEPS * tile.b_stride);
-            }
-            if tail > 0 {
-                let mut copy = [0.0f32; 2 * STEPS * STEPS];
-                for (row, to) in copy.chunks_exact_mut(STEPS).take(rows).enumerate() {
-                    let words = s.load_first(a.wrapping_add(row * tile.a_stride).cast(), tail);
-                    s.store(to.as_mut_ptr(), words);
-                }
-                amx_step::<P, DOWN, ACROSS>(copy.as_ptr().cast(), STEPS * STEPS, STEPS, b, tile.b_stride);
-            }
-        }
-        let stride = ACROSS * STEPS;
-        amx::store::<0>(tile.out, stride);
-        if ACROSS > 1 {
-            amx::store::<1>(tile.out.wrapping_add(STEPS), stride);
-        }
-        if DOWN > 1 {
-            amx::store::<2>(tile.out.wrapping_add(STEPS * stride), stride);
-        }
-        if DOWN > 1 && ACROSS > 1 {
-            amx::store::<3>(tile.out.wrapping_add(STEPS * stride + STEPS), stride);
-        }
-    }
-}
-
-/// 16 steps of k: loads the tiles of A (the second one `lower` words after the first) and B, and multiplies all pairs.
-///
-/// # Safety
-/// The tiles must be configured and readable.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn amx_step<P: Product, const DOWN: usize, const ACROSS: usize>(
-    a: *const u32,
-    lower: usize,
-    a_stride: usize,
-    b: *const u32,
-    b_stride: usize,
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        amx::load::<6>(b, b_stride);
-        amx::load::<4>(a, a_stride);
-        amx_dot::<P, 0, 4, 6>();
-        if ACROSS > 1 {
-            amx::load::<7>(b.wrapping_add(amx::TILE), b_stride);
-            amx_dot::<P, 1, 4, 7>();
-        }
-        if DOWN > 1 {
-            amx::load::<5>(a.wrapping_add(lower), a_stride);
-            amx_dot::<P, 2, 5, 6>();
-        }
-        if DOWN > 1 && ACROSS > 1 {
-            amx_dot::<P, 3, 5, 7>();
-        }
-    }
-}
-
-/// # Safety
-/// The tiles must be configured.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn amx_dot<P: Product, const C: u8, const A: u8, const B: u8>() {
-    // SAFETY: the caller's contract.
-    unsafe {
-        match P::FORMAT {
-            Format::Int8 => amx::dot_int8::<C, A, B>(),
-            _ => amx::dot_bf16::<C, A, B>(),
-        }
-    }
 }

@@ -94,6 +94,7 @@ pub(super) unsafe fn release() {
 /// # Safety
 /// The tiles must be configured.
 #[inline(always)]
+#[allow(dead_code, reason = "for attention")]
 pub(crate) unsafe fn zero() {
     // SAFETY: the caller's contract.
     unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) }
@@ -109,6 +110,28 @@ pub(crate) unsafe fn load<const T: u8>(from: *const u32, stride: usize) {
     unsafe {
         asm!("tileloadd tmm{t}, [{0} + {1}*1]", in(reg) from, in(reg) stride * 4, t = const T, options(nostack, readonly));
     }
+}
+
+/// [`load`] for what is read once: it does not enter the first-level cache.
+///
+/// # Safety
+/// The configured shape must be readable.
+#[inline(always)]
+pub(crate) unsafe fn load_streaming<const T: u8>(from: *const u32, stride: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!("tileloaddt1 tmm{t}, [{0} + {1}*1]", in(reg) from, in(reg) stride * 4, t = const T, options(nostack, readonly));
+    }
+}
+
+/// Clears tile `T`.
+///
+/// # Safety
+/// The tiles must be configured.
+#[inline(always)]
+pub(crate) unsafe fn clear<const T: u8>() {
+    // SAFETY: the caller's contract.
+    unsafe { asm!("tilezero tmm{t}", t = const T, options(nostack, nomem)) }
 }
 
 /// Tile `C` += tile `A` · tile `B` in bf16.

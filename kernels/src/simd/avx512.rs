@@ -197,6 +197,18 @@ impl<const TIER: u8> Simd for Avx512<TIER> {
         unsafe { _mm256_storeu_si256(to.cast(), narrow::<TIER>(value)) }
     }
     #[inline(always)]
+    unsafe fn store_bf16_pair(self, to: *mut bf16, low: __m512, high: __m512) {
+        // SAFETY: the caller gives room for 32 elements; the transmuted types have the same 512 bits.
+        unsafe {
+            if TIER >= BF16 {
+                let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                return _mm512_storeu_si512(to.cast(), halves);
+            }
+            self.store_bf16(to, low);
+            self.store_bf16(to.add(16), high);
+        }
+    }
+    #[inline(always)]
     unsafe fn store_offset_bytes(self, to: *mut u8, value: __m512, n: usize) {
         // SAFETY: the caller gives room for n bytes; masked lanes are not touched.
         unsafe {

@@ -12,6 +12,8 @@ pub(crate) trait Element: Zero + Default + Send + Sync + 'static {
     const DTYPE: Dtype;
     unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::F;
     unsafe fn store<S: Simd>(simd: S, to: *mut Self, value: S::F);
+    /// Two vectors, one behind the other.
+    unsafe fn store_pair<S: Simd>(simd: S, to: *mut Self, low: S::F, high: S::F);
     unsafe fn load_first<S: Simd>(simd: S, from: *const Self, n: usize) -> S::F;
     unsafe fn store_first<S: Simd>(simd: S, to: *mut Self, value: S::F, n: usize);
     /// The element's bits, in the low end of a word.
@@ -33,6 +35,14 @@ impl Element for f32 {
     unsafe fn store<S: Simd>(simd: S, to: *mut Self, value: S::F) {
         // SAFETY: the same contract.
         unsafe { simd.store(to, value) }
+    }
+    #[inline(always)]
+    unsafe fn store_pair<S: Simd>(simd: S, to: *mut Self, low: S::F, high: S::F) {
+        // SAFETY: the same contract.
+        unsafe {
+            simd.store(to, low);
+            simd.store(to.add(S::LANES), high);
+        }
     }
     #[inline(always)]
     unsafe fn load_first<S: Simd>(simd: S, from: *const Self, n: usize) -> S::F {
@@ -67,6 +77,11 @@ impl Element for bf16 {
     unsafe fn store<S: Simd>(simd: S, to: *mut Self, value: S::F) {
         // SAFETY: the same contract.
         unsafe { simd.store_bf16(to, value) }
+    }
+    #[inline(always)]
+    unsafe fn store_pair<S: Simd>(simd: S, to: *mut Self, low: S::F, high: S::F) {
+        // SAFETY: the same contract.
+        unsafe { simd.store_bf16_pair(to, low, high) }
     }
     #[inline(always)]
     unsafe fn load_first<S: Simd>(simd: S, from: *const Self, n: usize) -> S::F {

@@ -194,6 +194,16 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bf16(self, from: *const half::bf16) -> Self::F;
     unsafe fn store_bf16(self, to: *mut half::bf16, value: Self::F);
 
+    /// Stores two vectors, one behind the other.
+    #[inline(always)]
+    unsafe fn store_bf16_pair(self, to: *mut half::bf16, low: Self::F, high: Self::F) {
+        // SAFETY: the caller gives room for 2 · LANES elements.
+        unsafe {
+            self.store_bf16(to, low);
+            self.store_bf16(to.add(Self::LANES), high);
+        }
+    }
+
     /// Stores the first `n` ≤ `LANES` lanes, whole numbers in −128..=127, each as a byte of the number + 128.
     #[inline(always)]
     unsafe fn store_offset_bytes(self, to: *mut u8, value: Self::F, n: usize) {
