@@ -1,10 +1,12 @@
 //! From a prompt to the states that the transformer attends to.
 
 mod bert;
+mod clean;
 mod tokenizer;
 
 pub use bert::{Bert, BertConfig, BertEncoder};
-pub use tokenizer::{PromptTokenizer, clean_prompt};
+pub use clean::clean_prompt;
+pub use tokenizer::PromptTokenizer;
 
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;

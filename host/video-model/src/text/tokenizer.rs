@@ -1,5 +1,6 @@
 //! Prompts to token ids, by the model's own `tokenizer.json`.
 
+use super::clean_prompt;
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use tokenizers::{PostProcessor, Tokenizer, TruncationParams};
@@ -38,11 +39,6 @@ impl PromptTokenizer {
     pub fn text_length(&self) -> usize {
         self.text_length
     }
-}
-
-/// The prompt without white space at its ends and with single spaces inside, as diffusers' Wan pipeline does.
-pub fn clean_prompt(prompt: &str) -> String {
-    prompt.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
