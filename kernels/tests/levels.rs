@@ -227,6 +227,7 @@ proptest! {
         let wide = kernels::linear_combination(&[(8.0, &a)]).unwrap();
         all_levels_agree(dtype, || Ok(kernels::activate(&wide, activation)))?;
         all_levels_agree(coarsest, || kernels::linear_combination(&[(0.5, &a), (-2.0, &b), (1.5, &a)]))?;
+        all_levels_agree(coarsest, || kernels::multiply(&a, &b))?;
         all_levels_agree(coarsest, || kernels::guide(&a, &b, 5.0))?;
         all_levels_agree(Dtype::Bf16, || Ok(a.to_dtype(other)))?;
     }

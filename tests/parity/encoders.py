@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+from transformers.models.umt5.modeling_umt5 import UMT5Attention
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 TEXT_LENGTH = 24
@@ -115,7 +116,7 @@ def picture_resize():
 
 def prompts():
     cases = [
-        "plain", "  spaces \t\n inside\u00a0and\u3000out\x1c \x85", "a &amp; b", "&amp;amp;amp; thrice", "&lt;b&gt;bold&lt;/b&gt;", "&quot;q&quot; &apos;a&apos;",
+        "plain", "  spaces \t\n inside\u00a0and\u3000out\x1c \u2029", "a &amp; b", "&amp;amp;amp; thrice", "&lt;b&gt;bold&lt;/b&gt;", "&quot;q&quot; &apos;a&apos;",
         "&#65;&#x42;&#X43;&#68", "&#38;#65;", "&amp;#x41;", "&#0; &#128;&#150;&#159;&#129;", "&#xD800; &#1114112; &#99999999999999999999;", "[&#1;&#11;&#127;&#xFFFE;&#xFDD0;]",
         "&#13;&#10;", "&eacute;&Eacute &eacutex", "&notit; &notin; &not", "&ampx &ampersand; &am;", "&;&&amp&amp;", "&#;&#x;&#xg;&#", "&CounterClockwiseContourIntegral; &CounterClockwiseContourIntegralX;",
         "&NotEqualTilde; &fjlig; &ngE;", "&copy&reg;&trade &trade;", "&nbsp;edge&nbsp;", "&Lt; &LT &Gt; &GT;", "&unknown; &verylongnamethatdoesnotexistanywhere;", "5 < 6 & 7 > 3",
@@ -124,6 +125,16 @@ def prompts():
     assert is_ftfy_available(), "Wan was trained on prompts that ftfy had cleaned: pip install ftfy"
     path = GOLDENS / "prompts.json"
     path.write_text(json.dumps([{"prompt": c, "unescaped": html.unescape(c), "clean": prompt_clean(c)} for c in cases], indent=0) + "\n")
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def buckets():
+    """Rows of UMT5's table of relative positions at its own sizes, for every distance of 512 tokens."""
+    attention = UMT5Attention(UMT5Config(d_model=8, d_kv=4, num_heads=2), has_relative_attention_bias=True)
+    distances = torch.arange(-511, 512)
+    rows = attention._relative_position_bucket(distances)
+    path = GOLDENS / "t5_buckets.json"
+    path.write_text(json.dumps(list(zip(distances.tolist(), rows.tolist()))) + "\n")
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -139,5 +150,6 @@ if __name__ == "__main__":
                       image_size=30, patch_size=10, hidden_act="quick_gelu")
         image_encoder("clip_vision_gelu", 34, (28, 31), "", torch.float16, hidden_size=20, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
                       image_size=28, patch_size=7, hidden_act="gelu", layer_norm_eps=1e-6)
+        buckets()
         picture_resize()
         prompts()

@@ -104,7 +104,7 @@ fn map_file(path: &Path) -> io::Result<WeightBytes> {
         return Ok(WeightBytes::Slice(Cow::Borrowed(&[])));
     }
     // SAFETY: a mapping is unsound only if the file changes under it. Model folders belong to the operator and are not
-    // written while a model loads; tensors are copied out and checked, and the mapping is dropped when loading ends.
+    // written while a process uses them (a new version is a new folder); tensors are copied out and checked as they are taken.
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file)? };
     Ok(WeightBytes::Mapped(map))

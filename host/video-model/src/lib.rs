@@ -5,6 +5,7 @@ pub mod device_queue;
 pub mod engine;
 mod error;
 mod files;
+pub mod image_encoder;
 pub mod interpolation;
 pub mod lora;
 mod model;

@@ -40,7 +40,7 @@ impl VideoModel {
             None => vec![expert("transformer", 0.0)?],
             Some(ratio) => vec![expert("transformer", ratio * 1000.0)?, expert("transformer_2", 0.0)?],
         };
-        let text_encoder = load_text_encoder(files, config.defaults.text_length)?;
+        let text_encoder = load_text_encoder(files, config.defaults.text_length, precision)?;
         let vae = WanVae::load(files, "vae", precision.activations())?;
         let model = Self { text_encoder, experts, vae, config };
         model.check(files)?;

@@ -1,4 +1,8 @@
-//! Pictures at other sizes: CatmullRom, with the support widened when shrinking.
+//! Pictures at other sizes: finished frames by Catmull-Rom, pictures for a network exactly as Pillow resizes them.
+
+mod resample;
+
+pub use resample::{Filter, resample};
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -7,13 +11,25 @@ use pipeline::{Frame, FrameSize, StageError, StageResult};
 /// `frame` within `size`, whole, in its own proportions; what is left free repeats its outermost pixels.
 pub fn contain(frame: &Frame, size: FrameSize) -> StageResult<Frame> {
     let inner = largest_within(frame.size(), size);
-    let scaled = scale(frame, None, inner)?;
+    let scaled = scale(frame, inner)?;
     if inner == size { Ok(scaled) } else { Ok(replicate_edges(&scaled, size)) }
 }
 
-/// The middle of `frame` that has the proportions of `size`, scaled to it.
-pub fn cover(frame: &Frame, size: FrameSize) -> StageResult<Frame> {
-    scale(frame, Some(largest_within(size, frame.size())), size)
+/// The middle of `frame` that has the proportions of `size`, brought to it by Pillow's Lanczos: what goes into a VAE.
+pub fn cover(frame: &Frame, size: FrameSize) -> Frame {
+    resample(&centre(frame, largest_within(size, frame.size())), size, Filter::Lanczos)
+}
+
+/// The middle of `frame`; `size` must be nowhere larger.
+pub(crate) fn centre(frame: &Frame, size: FrameSize) -> Frame {
+    let FrameSize { width, height } = frame.size();
+    if frame.size() == size {
+        return frame.clone();
+    }
+    let (left, top) = ((width - size.width) as usize / 2, (height - size.height) as usize / 2);
+    let rows = frame.rgb().chunks_exact(width as usize * 3).skip(top).take(size.height as usize);
+    let rgb = rows.flat_map(|row| &row[left * 3..][..size.width as usize * 3]).copied().collect();
+    Frame::new(size, rgb).expect("as many rows and columns as asked for")
 }
 
 /// The largest size with the proportions of `shape` that fits into `outer`; at least one pixel each way.
@@ -28,9 +44,8 @@ fn largest_within(shape: FrameSize, outer: FrameSize) -> FrameSize {
     }
 }
 
-/// The central `crop` of `frame` (all of it: `None`) at `size`.
-fn scale(frame: &Frame, crop: Option<FrameSize>, size: FrameSize) -> StageResult<Frame> {
-    if frame.size() == size && crop.is_none_or(|crop| crop == size) {
+fn scale(frame: &Frame, size: FrameSize) -> StageResult<Frame> {
+    if frame.size() == size {
         return Ok(frame.clone());
     }
     let failed = |e: &dyn std::error::Error| {
@@ -39,11 +54,7 @@ fn scale(frame: &Frame, crop: Option<FrameSize>, size: FrameSize) -> StageResult
     let FrameSize { width, height } = frame.size();
     let source = ImageRef::new(width, height, frame.rgb(), PixelType::U8x3).map_err(|e| failed(&e))?;
     let mut target = Image::new(size.width, size.height, PixelType::U8x3);
-    let mut options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-    if let Some(crop) = crop {
-        let (left, top) = (width.saturating_sub(crop.width) / 2, height.saturating_sub(crop.height) / 2);
-        options = options.crop(f64::from(left), f64::from(top), f64::from(crop.width), f64::from(crop.height));
-    }
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
     Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
     Frame::new(size, target.into_vec()).ok_or_else(|| StageError::Internal("a scaled picture lost pixels".into()))
 }
@@ -99,7 +110,7 @@ mod tests {
 
     #[test]
     fn covering_cuts_the_longer_side_in_the_middle() {
-        let out = cover(&gradient(640, 320), size(64, 64)).unwrap();
+        let out = cover(&gradient(640, 320), size(64, 64));
         assert!(pixel(&out, 0, 0)[0].abs_diff(64) < 3, "a quarter is cut off on the left");
         assert!(pixel(&out, 63, 63)[0].abs_diff(190) < 3, "and on the right");
         assert!(pixel(&out, 0, 63)[1] > 250, "nothing above or below");
@@ -108,14 +119,14 @@ mod tests {
     #[test]
     fn the_same_size_is_the_same_picture() {
         assert_eq!(contain(&gradient(30, 20), size(30, 20)).unwrap(), gradient(30, 20));
-        assert_eq!(cover(&gradient(30, 20), size(30, 20)).unwrap(), gradient(30, 20));
+        assert_eq!(cover(&gradient(30, 20), size(30, 20)), gradient(30, 20));
     }
 
     #[test]
     fn a_flat_colour_stays_exactly_flat() {
         let flat = Frame::new(size(7, 5), [10, 200, 255].repeat(35)).unwrap();
         for target in [size(64, 64), size(3, 9), size(1, 1)] {
-            for out in [contain(&flat, target).unwrap(), cover(&flat, target).unwrap()] {
+            for out in [contain(&flat, target).unwrap(), cover(&flat, target)] {
                 assert!(out.rgb().chunks(3).all(|p| p == [10, 200, 255]));
             }
         }
@@ -126,7 +137,7 @@ mod tests {
         fn any_picture_fits_any_size(w in 1u32..70, h in 1u32..70, tw in 1u32..70, th in 1u32..70) {
             let frame = gradient(w, h);
             prop_assert_eq!(contain(&frame, size(tw, th)).unwrap().size(), size(tw, th));
-            prop_assert_eq!(cover(&frame, size(tw, th)).unwrap().size(), size(tw, th));
+            prop_assert_eq!(cover(&frame, size(tw, th)).size(), size(tw, th));
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | meaning | out = activation(x), also the conversion between dtypes; out = Σ factor·term |
+//! | meaning | out = activation(x), also the conversion between dtypes; out = Σ factor·term; out = a·b |
 //! | inputs | f32 or bf16, dense, all of one length |
 //! | outputs | f32 or bf16, dense, a new buffer |
 //! | preconditions | none |
@@ -118,6 +118,52 @@ impl<T: Element> Kernel for Combine<'_, T> {
             }
             // SAFETY: as above.
             unsafe { store_up_to(s, self.out.as_mut_ptr().cast::<T>().add(at), sum, n) };
+        }
+    }
+}
+
+/// a·b in a's dtype.
+pub(super) fn multiply(isa: Isa, a: &Tensor, b: &Tensor) -> Tensor {
+    let b = b.to_dtype(a.dtype());
+    match a.dtype() {
+        Dtype::F32 => multiply_as::<f32>(isa, a, &b),
+        Dtype::Bf16 => multiply_as::<bf16>(isa, a, &b),
+    }
+}
+
+fn multiply_as<T: Element>(isa: Isa, a: &Tensor, b: &Tensor) -> Tensor {
+    let (Some(left), Some(right)) = (T::slice(a), T::slice(b)) else { unreachable!("both have the dtype of a") };
+    // SAFETY: the kernel writes as many elements as it is given.
+    let out = unsafe {
+        parallel::collect_pieces(a.len(), PIECE, a.len(), |i, out| {
+            let (a, b) = (&left[i * PIECE..][..out.len()], &right[i * PIECE..][..out.len()]);
+            isa.run(Multiply { a, b, out });
+        })
+    };
+    T::tensor(out, a.shape())
+}
+
+struct Multiply<'a, T> {
+    /// As long as `out`, like b.
+    a: &'a [T],
+    b: &'a [T],
+    out: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Element> Kernel for Multiply<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Tiles>(self, s: S) {
+        let len = self.out.len();
+        assert!(self.a.len() == len && self.b.len() == len);
+        for at in (0..len).step_by(S::LANES) {
+            let n = S::LANES.min(len - at);
+            // SAFETY: at + n ≤ len, the length of all three slices.
+            unsafe {
+                let (a, b) = (load_up_to(s, self.a.as_ptr().add(at), n), load_up_to(s, self.b.as_ptr().add(at), n));
+                store_up_to(s, self.out.as_mut_ptr().cast::<T>().add(at), s.mul(a, b), n);
+            }
         }
     }
 }

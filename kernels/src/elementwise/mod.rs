@@ -46,6 +46,18 @@ pub fn linear_combination(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
     Ok(Tensor::from_result(y, first.shape(), first.dtype()))
 }
 
+/// `a · b`, element by element, in a's dtype: the gate of a gated feed-forward layer.
+pub fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.shape() != b.shape() {
+        return shape_error("multiply", format!("{:?} and {:?} differ", a.shape(), b.shape()));
+    }
+    if let Some(isa) = Isa::current() {
+        return Ok(cpu::multiply(isa, a, b));
+    }
+    let y = reference::multiply(&a.f32_values(), &b.f32_values());
+    Ok(Tensor::from_result(y, a.shape(), a.dtype()))
+}
+
 /// Classifier-free guidance: `uncond + guidance · (cond − uncond)`, in uncond's dtype.
 pub fn guide(uncond: &Tensor, cond: &Tensor, guidance: f32) -> Result<Tensor> {
     linear_combination(&[(1.0 - guidance, uncond), (guidance, cond)])
@@ -80,6 +92,13 @@ mod tests {
         assert_eq!(guide(&a, &b, 0.0).unwrap().to_vec_f32(), a.to_vec_f32());
         assert!(add(&a, &tensor(&[1.0, 2.0], &[1, 2])).is_err());
         assert!(linear_combination(&[]).is_err());
+    }
+
+    #[test]
+    fn products_are_taken_element_by_element() {
+        let (a, b) = (tensor(&[1.0, -2.0, 3.0], &[3]), tensor(&[0.5, 4.0, 0.0], &[3]));
+        assert_eq!(multiply(&a, &b).unwrap().to_vec_f32(), vec![0.5, -8.0, 0.0]);
+        assert!(multiply(&a, &tensor(&[1.0], &[1])).is_err());
     }
 
     #[test]

@@ -17,3 +17,8 @@ pub(super) fn linear_combination(terms: &[(f32, F32Values<'_>)]) -> Vec<f32> {
     }
     out
 }
+
+/// a · b; both of one length.
+pub(super) fn multiply(a: &[f32], b: &[f32]) -> Vec<f32> {
+    a.iter().zip(b).map(|(a, b)| a * b).collect()
+}

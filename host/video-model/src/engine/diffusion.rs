@@ -90,7 +90,7 @@ impl Denoise {
         let latent = Tensor::from_vec(noise, &shape).and_then(|noise| channels_last(&noise));
         let latent = latent.map_err(|e| internal(e.into()))?.to_vec_f32();
         let kind = model.config.defaults.conditioning;
-        let encoder = KnownEncoder::new(kind, given_frames(plan)?, plan.key_frame_size, shape);
+        let encoder = KnownEncoder::new(kind, given_frames(plan), plan.key_frame_size, shape);
         Ok(Self {
             conditioning: conditioning.clone(),
             guidance: Guidance::new(&plan.guidance),
@@ -251,7 +251,7 @@ impl Session for Denoise {
 }
 
 /// The plan's pictures at the size of key frames, cut to its proportions.
-fn given_frames(plan: &GenerationPlan) -> StageResult<Vec<(usize, Frame)>> {
-    let scaled = |given: &GivenKeyFrame| Ok((given.index as usize, picture::cover(&given.frame, plan.key_frame_size)?));
+fn given_frames(plan: &GenerationPlan) -> Vec<(usize, Frame)> {
+    let scaled = |given: &GivenKeyFrame| (given.index as usize, picture::cover(&given.frame, plan.key_frame_size));
     plan.given.iter().map(scaled).collect()
 }

@@ -1,9 +1,8 @@
 //! BERT and MiniLM: post-norm transformer encoders with learnt positions (transformers' `BertModel`).
 
-use super::{PromptTokenizer, TextEncoder};
+use super::TextNetwork;
 use crate::error::{ModelError, Result};
-use crate::files::ModelFiles;
-use crate::weights::Scope;
+use crate::weights::{Scope, Weights};
 use kernels::{
     Activation, Dtype, PackedLinear, Tensor, add, attention, embedding, layer_norm, linear, linear_residual,
 };
@@ -43,10 +42,15 @@ pub struct BertConfig {
 
 impl BertConfig {
     /// Refuses what we cannot run; `file` is named in the message.
-    fn check(&self, file: &str) -> Result<()> {
+    pub(super) fn check(&self, file: &str, text_length: usize) -> Result<()> {
         if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             let (width, heads) = (self.hidden_size, self.num_attention_heads);
             return Err(ModelError::config(file, format!("hidden_size {width} does not split into {heads} heads")));
+        }
+        if text_length > self.max_position_embeddings {
+            let max = self.max_position_embeddings;
+            let detail = format!("a text length of {text_length} is over max_position_embeddings {max}");
+            return Err(ModelError::config(file, detail));
         }
         match self.position_embedding_type.as_deref() {
             None | Some("absolute") => Ok(()),
@@ -134,9 +138,19 @@ pub struct Bert {
     layers: Vec<Layer>,
     heads: usize,
     activation: Activation,
+    resident_bytes: u64,
 }
 
 impl Bert {
+    /// Builds the network of a folder's weights; a `bert.` prefix of the tensors is accepted.
+    pub fn load(weights: &Weights, config: &BertConfig) -> Result<Self> {
+        let prefixed = weights.names().any(|name| name.starts_with("bert.embeddings."));
+        let mut bert = Self::from_weights(&weights.scope(if prefixed { "bert" } else { "" }), config)?;
+        let elements = weights.names().filter_map(|name| weights.shape(name)).map(|s| s.iter().product::<usize>());
+        bert.resident_bytes = (elements.sum::<usize>() * DTYPE.size_bytes()) as u64;
+        Ok(bert)
+    }
+
     /// Builds the network from the tensors in `scope`; a pooler is ignored.
     pub fn from_weights(scope: &Scope<'_>, config: &BertConfig) -> Result<Self> {
         let d = config.hidden_size;
@@ -152,6 +166,7 @@ impl Bert {
             layers: (0..config.num_hidden_layers).map(|i| Layer::load(&layers.at(i), config)).collect::<Result<_>>()?,
             heads: config.num_attention_heads,
             activation: activation_named(&config.hidden_act)?,
+            resident_bytes: 0,
         })
     }
 
@@ -169,46 +184,13 @@ impl Bert {
     }
 }
 
-/// A `BertModel` folder (BERT, MiniLM, …) as a text encoder.
-pub struct BertEncoder {
-    tokenizer: PromptTokenizer,
-    bert: Bert,
-}
-
-impl BertEncoder {
-    /// Loads `config.json` and the weights in `subfolder`; a `bert.` prefix of the tensors is accepted.
-    pub fn load(files: &ModelFiles, subfolder: &str, tokenizer: PromptTokenizer) -> Result<Self> {
-        let path = format!("{subfolder}/config.json");
-        let config: BertConfig = files.read_json(&path)?;
-        config.check(&files.name_of(&path))?;
-        if tokenizer.text_length() > config.max_position_embeddings {
-            let (length, max) = (tokenizer.text_length(), config.max_position_embeddings);
-            let detail = format!("a text length of {length} is over max_position_embeddings {max}");
-            return Err(ModelError::config(files.name_of(&path), detail));
-        }
-        let weights = files.weights(subfolder)?;
-        let prefixed = weights.names().any(|name| name.starts_with("bert.embeddings."));
-        let bert = Bert::from_weights(&weights.scope(if prefixed { "bert" } else { "" }), &config)?;
-        Ok(Self { tokenizer, bert })
-    }
-}
-
-impl TextEncoder for BertEncoder {
-    fn encode(&self, prompt: &str) -> Result<Tensor> {
-        let states = self.bert.states(&self.tokenizer.token_ids(prompt)?)?;
-        let missing = self.text_length() - states.shape()[0];
-        if missing == 0 {
-            return Ok(states);
-        }
-        Ok(Tensor::concat_outer(&[&states, &Tensor::zeros(&[missing, self.width()], DTYPE)?])?)
+impl TextNetwork for Bert {
+    fn states(&self, texts: &[Vec<u32>]) -> Result<Vec<Tensor>> {
+        texts.iter().map(|ids| Bert::states(self, ids)).collect()
     }
 
-    fn text_length(&self) -> usize {
-        self.tokenizer.text_length()
-    }
-
-    fn width(&self) -> usize {
-        self.bert.words.shape()[1]
+    fn resident_bytes(&self) -> u64 {
+        self.resident_bytes
     }
 }
 

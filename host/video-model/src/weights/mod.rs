@@ -12,6 +12,7 @@ use header::{Entry, StoredDtype};
 use kernels::{Dtype, PackedLinear, Tensor};
 use memmap2::Mmap;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -139,19 +140,48 @@ impl Weights {
             self.check_finite(name, located, values.iter().map(|v| v.to_f32()))?;
             return Ok(Tensor::from_bf16(&values, shape)?);
         }
-        let values: Vec<f32> = match &located.entry.dtype {
-            StoredDtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            StoredDtype::F16 => halves(bytes).map(|b| f16::from_bits(b).to_f32()).collect(),
-            StoredDtype::Bf16 => halves(bytes).map(|b| bf16::from_bits(b).to_f32()).collect(),
-            StoredDtype::Other(dtype) => {
-                let (file, tensor, dtype) = (file(), name.to_owned(), dtype.clone());
-                return Err(ModelError::UnsupportedDtype { file, tensor, dtype });
-            }
-        };
+        let values = self.as_f32(name, located, bytes)?;
         self.check_finite(name, located, values.iter().copied())?;
         // A single number without dimensions becomes one with one.
         let shape = if shape.is_empty() { &[1] } else { shape };
         Ok(Tensor::from_vec(values, shape)?.to_dtype(dtype))
+    }
+
+    /// Rows `ids` of the matrix `name` of exactly `shape`, in f32: only they are read and converted, so that a table of a
+    /// whole vocabulary never leaves the file.
+    pub fn rows(&self, name: &str, shape: [usize; 2], ids: &[u32]) -> Result<Tensor> {
+        let [rows, width] = shape;
+        let located = self.located(name)?;
+        let file = || self.shards[located.shard].name.clone();
+        if located.entry.shape != shape {
+            let (expected, found) = (shape.to_vec(), located.entry.shape.clone());
+            return Err(ModelError::WrongShape { file: file(), tensor: name.to_owned(), expected, found });
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
+            return Err(ModelError::Input(format!("{}: `{name}` has no row {id}", file())));
+        }
+        let bytes = &self.shards[located.shard].bytes.as_slice()[located.entry.bytes.clone()];
+        let row_bytes = bytes.len() / rows.max(1);
+        let mut values = Vec::with_capacity(ids.len() * width);
+        for &id in ids {
+            let row = &bytes[id as usize * row_bytes..][..row_bytes];
+            values.extend(self.as_f32(name, located, row)?);
+        }
+        self.check_finite(name, located, values.iter().copied())?;
+        Ok(Tensor::from_vec(values, &[ids.len(), width])?)
+    }
+
+    /// A name for the weights by what they hold: names, types, shapes and the first bytes of every tensor, however they
+    /// are spread over files. Cheap: it reads a page of each tensor.
+    pub fn digest(&self) -> [u8; 32] {
+        const SAMPLE_BYTES: usize = 4096;
+        let mut hasher = Sha256::new();
+        for (name, located) in &self.tensors {
+            let bytes = &self.shards[located.shard].bytes.as_slice()[located.entry.bytes.clone()];
+            hasher.update(format!("{name} {:?} {:?}\n", located.entry.dtype, located.entry.shape));
+            hasher.update(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
+        }
+        hasher.finalize().into()
     }
 
     /// The shape of tensor `name`, if there is one.
@@ -186,6 +216,19 @@ impl Weights {
     /// The tensors whose names start with `prefix` and a dot; all of them when it is empty.
     pub fn scope(&self, prefix: &str) -> Scope<'_> {
         Scope { weights: self, prefix: prefix.to_owned() }
+    }
+
+    /// `bytes` of a tensor in f32.
+    fn as_f32(&self, name: &str, located: &Located, bytes: &[u8]) -> Result<Vec<f32>> {
+        Ok(match &located.entry.dtype {
+            StoredDtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            StoredDtype::F16 => halves(bytes).map(|b| f16::from_bits(b).to_f32()).collect(),
+            StoredDtype::Bf16 => halves(bytes).map(|b| bf16::from_bits(b).to_f32()).collect(),
+            StoredDtype::Other(dtype) => {
+                let file = self.shards[located.shard].name.clone();
+                return Err(ModelError::UnsupportedDtype { file, tensor: name.to_owned(), dtype: dtype.clone() });
+            }
+        })
     }
 
     fn located(&self, name: &str) -> Result<&Located> {

@@ -26,6 +26,7 @@ fn exercise(bytes: Vec<u8>) {
             let shape = weights.shape(&name).unwrap().to_vec();
             let _ = weights.tensor(&name, &shape, Dtype::F32);
             let _ = weights.tensor(&name, &shape, Dtype::Bf16);
+            let _ = weights.rows(&name, [2, 2], &[1, 0]);
         }
     }
 }
@@ -156,4 +157,13 @@ proptest! {
         let header = serde_json::json!({ "w": { "dtype": dtype, "shape": dims, "data_offsets": [start, end] } }).to_string();
         exercise(file(&header, &[0; 16]));
     }
+}
+
+#[test]
+fn rows_are_read_one_by_one_and_checked() {
+    let weights = load(valid()).unwrap();
+    let rows = weights.rows("a", [2, 2], &[1, 0, 1]).unwrap();
+    assert_eq!((rows.shape(), rows.to_vec_f32()), (&[3, 2][..], vec![3.0, 4.0, 1.0, 2.0, 3.0, 4.0]));
+    assert!(weights.rows("a", [2, 2], &[2]).unwrap_err().to_string().contains("no row 2"));
+    assert!(weights.rows("a", [3, 2], &[0]).unwrap_err().to_string().contains("`a` is [2, 2]"));
 }
