@@ -127,9 +127,8 @@ def main():
         folder |= {"image_encoder": "image_encoder", "image_processor": "image_processor"} if with_clip else {}
         index = {"_class_name": folder_class or type(pipeline).__name__} | ({"boundary_ratio": boundary} if low_noise else {}) | ({"expand_timesteps": True} if ti2v else {})
         config = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")} | {"_class_name": type(scheduler).__name__}
-        cases.append(dict(name=name, parts=folder, model_index=index, scheduler=config, prompt=PROMPT, negative_prompt=NEGATIVE, frames=frames, steps=steps,
+        cases.append(dict(name=name, parts=folder, model_index=index, scheduler=json.dumps(config), prompt=PROMPT, negative_prompt=NEGATIVE, frames=frames, steps=steps,
                           guidance=guidance, size=size, first=first, last=last))
-        # With the first frame held, the pipeline returns the held frame's latent in the place of what was denoised there; so do we.
         tensors[f"{name}.noise"] = noise[0]
         tensors[f"{name}.latents"] = latents[0]
         tensors[f"{name}.video"] = torch.from_numpy((video * 255).round().astype(np.uint8))

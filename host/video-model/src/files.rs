@@ -1,6 +1,7 @@
 //! Where a model's files come from: a folder in diffusers' layout, or one compiled into the program.
 
 use crate::error::{ModelError, Result};
+use crate::json::without_infinities;
 use crate::weights::{WeightBytes, Weights};
 use include_dir::Dir;
 use memmap2::Mmap;
@@ -40,7 +41,8 @@ impl ModelFiles {
 
     /// A JSON file as `T`.
     pub fn read_json<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        serde_json::from_slice(&self.read(path)?).map_err(|e| ModelError::config(self.name_of(path), e.to_string()))
+        serde_json::from_slice(&without_infinities(&self.read(path)?))
+            .map_err(|e| ModelError::config(self.name_of(path), e.to_string()))
     }
 
     /// All weights of `subfolder` (empty for the root): one file, or the shards that an index names.

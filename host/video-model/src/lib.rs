@@ -7,6 +7,7 @@ mod error;
 mod files;
 pub mod image_encoder;
 pub mod interpolation;
+mod json;
 pub mod lora;
 mod model;
 pub mod noise;

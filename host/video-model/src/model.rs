@@ -3,6 +3,7 @@
 use crate::config::FolderConfig;
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
+use crate::image_encoder::ImageEncoder;
 use crate::precision::Precision;
 use crate::text::{TextEncoder, load_text_encoder};
 use crate::transformer::WanTransformer;
@@ -13,6 +14,8 @@ use pipeline::PicturesTaken;
 pub struct VideoModel {
     /// Prompts to states.
     pub text_encoder: Box<dyn TextEncoder>,
+    /// Pictures to states, for transformers that attend to them.
+    pub image_encoder: Option<ImageEncoder>,
     /// States and noise to velocity: one network, or one for high noise and one for low.
     pub experts: Vec<Expert>,
     /// Latents to pictures and back.
@@ -40,9 +43,13 @@ impl VideoModel {
             None => vec![expert("transformer", 0.0)?],
             Some(ratio) => vec![expert("transformer", ratio * 1000.0)?, expert("transformer_2", 0.0)?],
         };
+        let image_encoder = match config.transformer.image_dim {
+            None => None,
+            Some(_) => Some(ImageEncoder::load(files, "image_encoder", "image_processor", precision)?),
+        };
         let text_encoder = load_text_encoder(files, config.defaults.text_length, precision)?;
         let vae = WanVae::load(files, "vae", precision.activations())?;
-        let model = Self { text_encoder, experts, vae, config };
+        let model = Self { text_encoder, image_encoder, experts, vae, config };
         model.check(files)?;
         Ok(model)
     }
@@ -70,6 +77,12 @@ impl VideoModel {
         let (needed, given) = (self.config.transformer.text_dim, self.text_encoder.width());
         if needed != given {
             return refused(format!("text_dim is {needed}, the text encoder gives {given}"));
+        }
+        if let (Some(needed), Some(encoder)) = (self.config.transformer.image_dim, &self.image_encoder) {
+            let given = encoder.width();
+            if needed != given {
+                return refused(format!("image_dim is {needed}, the image encoder gives {given}"));
+            }
         }
         let outputs =
             |expert: &Expert| (expert.transformer.config().in_channels, expert.transformer.config().out_channels());

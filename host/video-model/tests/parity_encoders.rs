@@ -115,7 +115,12 @@ fn check_prompts(name: &str, precision: Precision, max: f64) {
     let together = encoder.encode_all(&prompts).unwrap();
     assert!(encoder.resident_bytes() > 0);
     for (i, (prompt, states)) in prompts.iter().zip(&together).enumerate() {
-        assert_close(&format!("{name} {precision} {prompt:?}"), states, &golden.tensor(&format!("out.prompt.{i}")), max);
+        assert_close(
+            &format!("{name} {precision} {prompt:?}"),
+            states,
+            &golden.tensor(&format!("out.prompt.{i}")),
+            max,
+        );
         assert_eq!(states.to_vec_f32(), encoder.encode(prompt).unwrap().to_vec_f32(), "alone and together are one");
     }
 }
@@ -133,7 +138,7 @@ fn check_layers(name: &str, dtype: Dtype, max: f64) {
             let reference = golden.tensor(&format!("out.states.{layers}"));
             assert_close(&format!("{name} {dtype:?} after {layers} layers"), x, &reference, max);
         };
-        let last = network.states_traced(&[ids.clone()], check).unwrap().remove(0);
+        let last = network.states_traced(std::slice::from_ref(&ids), check).unwrap().remove(0);
         assert!(weights.unused().is_empty(), "not read: {:?}", weights.unused());
         last
     });
@@ -242,7 +247,8 @@ fn check_image_encoder(name: &str, precision: Precision, max: f64) {
     };
     network.states_traced(&pixels, check).unwrap();
     let last = format!("encoder.layers.{}.", network.config().num_hidden_layers - 1);
-    let expected = |name: &&str| name.contains(&last) || name.contains("post_layernorm") || name.contains("position_ids");
+    let expected =
+        |name: &&str| name.contains(&last) || name.contains("post_layernorm") || name.contains("position_ids");
     let forgotten: Vec<_> = weights.unused().into_iter().filter(|name| !expected(name)).collect();
     assert!(forgotten.is_empty(), "not read: {forgotten:?}");
 }

@@ -5,7 +5,7 @@ use crate::device_queue::Session;
 use crate::model::VideoModel;
 use crate::text::clean_prompt;
 use kernels::Tensor;
-use pipeline::{GenerationPlan, StageResult};
+use pipeline::{Frame, GenerationPlan, StageResult};
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,13 +60,17 @@ impl PromptCache {
     }
 }
 
-/// Encodes the prompt and, for a guided plan, the negative prompt: one step each.
+/// Encodes the prompt and, for a guided plan, the negative prompt, then the given pictures if the model attends to them:
+/// one step each.
 pub(super) struct EncodePrompts {
     model_name: String,
     model: Arc<VideoModel>,
     cache: Arc<PromptCache>,
     prompts: Vec<String>,
     encoded: Vec<Tensor>,
+    /// First, then last.
+    pictures: Vec<Frame>,
+    images: Vec<Tensor>,
 }
 
 impl EncodePrompts {
@@ -75,7 +79,11 @@ impl EncodePrompts {
         if plan.guidance.is_guided() {
             prompts.push(clean_prompt(&plan.negative_prompt));
         }
-        Self { model_name: plan.model.clone(), model, cache, prompts, encoded: Vec::new() }
+        let mut given: Vec<_> = plan.given.iter().filter(|_| model.image_encoder.is_some()).collect();
+        given.sort_by_key(|picture| picture.index);
+        let pictures = given.into_iter().map(|picture| picture.frame.clone()).collect();
+        let model_name = plan.model.clone();
+        Self { model_name, model, cache, prompts, encoded: Vec::new(), pictures, images: Vec::new() }
     }
 
     fn states(&self, prompt: &str) -> StageResult<Tensor> {
@@ -93,7 +101,7 @@ impl Session for EncodePrompts {
     type Output = PromptConditioning;
 
     fn steps(&self) -> u32 {
-        self.prompts.len() as u32
+        (self.prompts.len() + self.pictures.len()) as u32
     }
 
     fn cost_class(&self) -> u64 {
@@ -103,17 +111,27 @@ impl Session for EncodePrompts {
     }
 
     fn step(&mut self) -> StageResult<Option<PromptConditioning>> {
-        self.encoded.push(self.states(&self.prompts[self.encoded.len()])?);
-        if self.encoded.len() < self.prompts.len() {
+        match (self.prompts.get(self.encoded.len()), self.pictures.get(self.images.len()), &self.model.image_encoder) {
+            (Some(prompt), ..) => self.encoded.push(self.states(prompt)?),
+            (None, Some(picture), Some(encoder)) => self.images.push(encoder.encode(picture).map_err(internal)?),
+            _ => {}
+        }
+        if self.encoded.len() < self.prompts.len() || self.images.len() < self.pictures.len() {
             return Ok(None);
         }
+        let image = match self.images.is_empty() {
+            true => None,
+            false => {
+                Some(Tensor::concat_outer(&self.images.iter().collect::<Vec<_>>()).map_err(|e| internal(e.into()))?)
+            }
+        };
         let mut encoded = std::mem::take(&mut self.encoded).into_iter();
         Ok(encoded.next().map(|prompt| PromptConditioning {
             model_name: self.model_name.clone(),
             model: Arc::clone(&self.model),
             prompt,
             negative: encoded.next(),
-            image: None,
+            image,
         }))
     }
 }

@@ -142,9 +142,8 @@ fn every_stage_is_billed_to_its_own_counter_and_the_sum_is_the_busy_time() {
 #[test]
 fn key_frames_appear_unchanged_among_the_frames() {
     let engine = engine(Precision::Bf16, 2);
-    let keys: Vec<Frame> = [40, 64, 100]
-        .map(|height| crate::picture::cover(&gradient(64, height), gradient(64, 64).size()))
-        .into();
+    let keys: Vec<Frame> =
+        [40, 64, 100].map(|height| crate::picture::cover(&gradient(64, height), gradient(64, 64).size())).into();
     let size = keys[0].size();
     let cx = cx();
     let run = engine.interpolate(&cx, KeyFrames { frames: keys.clone() }, 5, 24, size);

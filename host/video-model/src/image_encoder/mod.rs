@@ -21,12 +21,7 @@ pub struct ImageEncoder {
 impl ImageEncoder {
     /// Loads `config.json` and the weights in `subfolder` for products in `precision` (bf16 in place of 8-bit integers),
     /// and `preprocessor_config.json` in `processor_subfolder`.
-    pub fn load(
-        files: &ModelFiles,
-        subfolder: &str,
-        processor_subfolder: &str,
-        precision: Precision,
-    ) -> Result<Self> {
+    pub fn load(files: &ModelFiles, subfolder: &str, processor_subfolder: &str, precision: Precision) -> Result<Self> {
         let path = format!("{subfolder}/config.json");
         let config: ClipVisionConfig = files.read_json(&path)?;
         config.check(&files.name_of(&path))?;

@@ -57,7 +57,7 @@ fn clip_mean() -> [f32; 3] {
 }
 
 fn clip_std() -> [f32; 3] {
-    [0.268_629_54, 0.261_302_58, 0.275_777_11]
+    [0.268_629_54, 0.261_302_6, 0.275_777_1]
 }
 
 const DEFAULT_SIDE: u32 = 224;
@@ -130,9 +130,8 @@ impl ImageProcessor {
         let [height, width] = self.size();
         let cut = centre(&resized, FrameSize { width: width as u32, height: height as u32 });
         let scale = self.rescale_factor;
-        let channel = |(i, &byte): (usize, &u8)| {
-            (f32::from(byte) * scale - self.image_mean[i % 3]) / self.image_std[i % 3]
-        };
+        let channel =
+            |(i, &byte): (usize, &u8)| (f32::from(byte) * scale - self.image_mean[i % 3]) / self.image_std[i % 3];
         Ok(Tensor::from_vec(cut.rgb().iter().enumerate().map(channel).collect(), &[height, width, 3])?)
     }
 }

@@ -9,8 +9,24 @@ use unicode_normalization::UnicodeNormalization;
 
 /// The prompt that a text encoder of the Wan family sees.
 pub fn clean_prompt(prompt: &str) -> String {
-    let text = unescape(&unescape(prompt)).chars().flat_map(plain).nfc().collect::<String>();
+    let text = unescape(&unescape(&unnest(prompt))).chars().flat_map(plain).nfc().collect::<String>();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// ftfy resolves entities to the bottom in a text that cannot be markup.
+fn unnest(prompt: &str) -> Cow<'_, str> {
+    let mut text = Cow::Borrowed(prompt);
+    if prompt.contains('<') {
+        return text;
+    }
+    // Each pass shortens the text, so this ends.
+    loop {
+        let shorter = unescape(&text).into_owned();
+        if shorter.len() >= text.len() {
+            return text;
+        }
+        text = Cow::Owned(shorter);
+    }
 }
 
 /// One character without its typographic dress; nothing for one that only controls a device.
@@ -93,11 +109,13 @@ fn referred(number: u32) -> Option<char> {
 fn named<'a>(text: &'a str, out: &mut String) -> Option<&'a str> {
     let ends = |c: char| matches!(c, '\t' | '\n' | '\u{c}' | ' ' | '<' | '&' | '#' | ';');
     let name = text.char_indices().take(NAME_CHARS_MAX).find(|(_, c)| ends(*c));
-    let end = name.map_or_else(|| text.char_indices().nth(NAME_CHARS_MAX).map_or(text.len(), |(at, _)| at), |(at, _)| at);
+    let end =
+        name.map_or_else(|| text.char_indices().nth(NAME_CHARS_MAX).map_or(text.len(), |(at, _)| at), |(at, _)| at);
     let closed = end + usize::from(end > 0 && text[end..].starts_with(';'));
     // Keys of the table have their `&`; the shortest names have two letters.
     let reference = format!("&{}", &text[..closed]);
-    let longest = (3..=reference.len()).rev().find_map(|len| Some((len, htmlize::ENTITIES.get(&reference.as_bytes()[..len])?)));
+    let longest =
+        (3..=reference.len()).rev().find_map(|len| Some((len, htmlize::ENTITIES.get(&reference.as_bytes()[..len])?)));
     let (len, expansion) = longest?;
     out.push_str(std::str::from_utf8(expansion).ok()?);
     Some(&text[len - 1..])
