@@ -315,6 +315,40 @@ fn attention_over_several_blocks_of_keys_agrees() {
     }
 }
 
+#[test]
+fn attention_agrees_whatever_the_size_of_the_scores() {
+    // From scores that hardly differ, over weights of tiny exponents, to bounds far above every score and to one-hot rows.
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        for scale in [1e-3, 1.0, 8.0, 20.0, 100.0, -60.0, 1e4] {
+            let tensor = |seed, rows| noise(seed, &[rows, 2 * 40], dtype);
+            let (q, k, v) = (tensor(1, 70), tensor(2, 130), tensor(3, 130));
+            all_levels_agree(dtype, || kernels::attention(&q, &k, &v, 2, scale, None, None)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_query_that_is_not_finite_spoils_its_own_result_only() {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let (q, k) = (noise(1, &[40, 64], dtype), noise(2, &[90, 64], dtype));
+        let mut values = q.to_vec_f32();
+        values[7 * 64] = f32::NAN;
+        values[9 * 64 + 3] = f32::INFINITY;
+        let spoiled = Tensor::from_vec(values, &[40, 64]).unwrap().to_dtype(dtype);
+        for level in simd::available() {
+            let run = |q: &Tensor| simd::force(level, || kernels::attention(q, &k, &k, 1, 0.1, None, None)).unwrap();
+            let (good, bad) = (run(&q).unwrap().to_vec_f32(), run(&spoiled).unwrap().to_vec_f32());
+            let mut error = 0.0f32;
+            for (row, (good, bad)) in good.chunks(64).zip(bad.chunks(64)).enumerate() {
+                if row != 7 && row != 9 {
+                    error = good.iter().zip(bad).fold(error, |e, (a, b)| e.max((a - b).abs()));
+                }
+            }
+            assert!(error < 1e-2, "{level:?} {dtype:?}: {error}");
+        }
+    }
+}
+
 /// Threads divide the work but not the sums: a video does not depend on the machine's core count.
 #[test]
 fn results_are_the_same_bits_on_one_thread_and_on_three() {

@@ -39,42 +39,102 @@ pub(super) fn attention(
     bias: Option<&[f32]>,
 ) -> Tensor {
     match (q.as_f32(), k.as_f32(), v.as_f32(), q.as_bf16(), k.as_bf16(), v.as_bf16()) {
-        (Some(q), Some(k), Some(v), ..) => heads::<f32>(isa, q, k, v, shape, bias),
-        (.., Some(q), Some(k), Some(v)) => heads::<bf16>(isa, q, k, v, shape, bias),
+        (Some(q), Some(k), Some(v), ..) => run(isa, &Operands { q, k, v, shape, bias }, |_| all_pieces(shape)),
+        (.., Some(q), Some(k), Some(v)) => {
+            let operands = Operands { q, k, v, shape, bias };
+            run(isa, &operands, |out| on_matrix_tiles(isa, &operands, out))
+        }
         _ => unreachable!("the caller checks that q, k and v have one dtype"),
     }
 }
 
-fn heads<T: Element>(isa: Isa, q: &[T], k: &[T], v: &[T], shape: AttentionShape, bias: Option<&[f32]>) -> Tensor {
-    let AttentionShape { queries, visible, heads, head_dim, .. } = shape;
-    let width = heads * head_dim;
-    let operations = queries * visible * width / 4;
-    let mut packed: Vec<Option<(PackedMatrix, PackedMatrix)>> = vec![None; heads];
-    parallel::for_each_piece(&mut packed, 1, operations, |head, slot| {
-        let at = head * head_dim;
-        slot[0] = Some((pack_keys(k, width, at, shape), pack_values(v, width, at, shape)));
-    });
-    let packed: Vec<(PackedMatrix, PackedMatrix)> = packed.into_iter().flatten().collect();
+/// What one call reads.
+struct Operands<'a, T> {
+    q: &'a [T],
+    k: &'a [T],
+    v: &'a [T],
+    shape: AttentionShape,
+    bias: Option<&'a [f32]>,
+}
 
-    let mut out = Buffer::with_capacity(queries * width);
-    let shared = Shared::<T>::from_pointer(out.as_mut_ptr());
-    let blocks = queries.div_ceil(QUERIES);
-    parallel::for_each(heads * blocks, operations, |task| {
-        let (head, first) = (task / blocks, task % blocks * QUERIES);
+/// Some queries of one head.
+#[derive(Clone, Copy)]
+struct Piece {
+    head: usize,
+    first: usize,
+    queries: usize,
+}
+
+/// All queries of all heads.
+fn all_pieces(shape: AttentionShape) -> Vec<Piece> {
+    let of_head = |head| {
+        (0..shape.queries).step_by(QUERIES).map(move |first| Piece {
+            head,
+            first,
+            queries: QUERIES.min(shape.queries - first),
+        })
+    };
+    (0..shape.heads).flat_map(of_head).collect()
+}
+
+/// Computes what matrix tiles can, and returns the rest.
+#[cfg(target_arch = "x86_64")]
+fn on_matrix_tiles(isa: Isa, operands: &Operands<'_, bf16>, out: *mut bf16) -> Vec<Piece> {
+    use super::amx;
+    let Operands { q, k, v, shape, bias } = *operands;
+    if !isa.has_matrix_tiles() || bias.is_some() {
+        return all_pieces(shape);
+    }
+    // SAFETY: the level in force has AMX; the caller gives room for all rows.
+    let left = unsafe { amx::attention(q, k, v, shape, out) };
+    let piece = |(head, first)| Piece { head, first, queries: amx::QUERIES.min(shape.queries - first) };
+    left.into_iter().map(piece).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn on_matrix_tiles(_: Isa, operands: &Operands<'_, bf16>, _: *mut bf16) -> Vec<Piece> {
+    all_pieces(operands.shape)
+}
+
+/// Runs `first_pass`, which writes some queries and returns the others, and then those.
+fn run<T: Element>(isa: Isa, operands: &Operands<'_, T>, first_pass: impl FnOnce(*mut T) -> Vec<Piece>) -> Tensor {
+    let AttentionShape { queries, heads, head_dim, .. } = operands.shape;
+    let len = queries * heads * head_dim;
+    let mut out = Buffer::with_capacity(len);
+    let left = first_pass(out.as_mut_ptr());
+    attend(isa, operands, &left, out.as_mut_ptr());
+    // SAFETY: all queries of all heads have been written.
+    unsafe { out.set_len(len) };
+    T::tensor(out, &[queries, heads * head_dim])
+}
+
+fn attend<T: Element>(isa: Isa, operands: &Operands<'_, T>, pieces: &[Piece], out: *mut T) {
+    let Operands { q, k, v, shape, bias } = *operands;
+    let AttentionShape { visible, head_dim, .. } = shape;
+    let width = shape.heads * head_dim;
+    let operations = pieces.iter().map(|p| p.queries).sum::<usize>() * visible * head_dim / 4;
+    let mut packed: Vec<Option<(PackedMatrix, PackedMatrix)>> = vec![None; shape.heads];
+    parallel::for_each_piece(&mut packed, 1, operations, |head, slot| {
+        if pieces.iter().any(|p| p.head == head) {
+            let at = head * head_dim;
+            slot[0] = Some((pack_keys(k, width, at, shape), pack_values(v, width, at, shape)));
+        }
+    });
+    let shared = Shared::<T>::from_pointer(out);
+    parallel::for_each(pieces.len(), operations, |task| {
+        let Piece { head, first, queries } = pieces[task];
+        let Some((keys, values)) = &packed[head] else { unreachable!("the heads of all pieces are packed") };
         let at = first * width + head * head_dim;
         isa.run(Block {
             q: &q[at..],
-            keys: &packed[head].0,
-            values: &packed[head].1,
-            bias: bias.map(|b| &b[(head * queries + first) * shape.keys..]),
+            keys,
+            values,
+            bias: bias.map(|b| &b[(head * shape.queries + first) * shape.keys..]),
             shape,
-            queries: QUERIES.min(queries - first),
+            queries,
             out: shared.get().wrapping_add(at),
         });
     });
-    // SAFETY: the tasks have written all queries of all heads.
-    unsafe { out.set_len(queries * width) };
-    T::tensor(out, &[queries, width])
 }
 
 /// The words of `row[at..at + n]`: one f32 or a pair of bf16 each.

@@ -1,5 +1,7 @@
 //! Multi-head scaled dot-product attention.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod cpu;
 mod reference;
 

@@ -84,7 +84,7 @@ pub(crate) unsafe fn configure(rows: usize) {
 /// # Safety
 /// AMX must be available.
 #[inline(always)]
-pub(super) unsafe fn release() {
+pub(crate) unsafe fn release() {
     // SAFETY: the caller's contract.
     unsafe { asm!("tilerelease", options(nostack, nomem)) }
 }

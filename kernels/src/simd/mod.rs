@@ -112,6 +112,11 @@ impl Isa {
         }
     }
 
+    /// Whether bf16 products run on matrix tiles.
+    pub(crate) fn has_matrix_tiles(self) -> bool {
+        self.0 == Level::Amx
+    }
+
     /// Runs the copy of `kernel` that is compiled for this level.
     #[allow(unsafe_code, reason = "entering code compiled for target features that were detected")]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
