@@ -27,6 +27,16 @@ pub enum ModelError {
         /// The names looked for.
         expected: String,
     },
+    /// A folder holds several weight files and nothing says which one is meant.
+    #[error("{folder}: {count} {ending} files and no index; leave the one that is meant")]
+    AmbiguousWeights {
+        /// The folder.
+        folder: String,
+        /// How many there are.
+        count: usize,
+        /// The kind of file.
+        ending: &'static str,
+    },
     /// A JSON file or a tokenizer does not say what we need.
     #[error("{file}: {detail}")]
     Config {
@@ -35,11 +45,13 @@ pub enum ModelError {
         /// The key at fault and what it should be.
         detail: String,
     },
-    /// A weight file is not a whole safetensors file.
-    #[error("{file}: not a valid safetensors file: {detail}; download it again")]
+    /// A weight file is not a whole file of its format.
+    #[error("{file}: not a valid {format} file: {detail}; download it again")]
     Header {
         /// The file.
         file: String,
+        /// `safetensors` or `GGUF`.
+        format: &'static str,
         /// What is wrong with it.
         detail: String,
     },
@@ -72,7 +84,9 @@ pub enum ModelError {
         found: Vec<usize>,
     },
     /// A tensor is stored in a type that we do not read.
-    #[error("{file}: `{tensor}` is stored as {dtype}; F32, F16 and BF16 are read")]
+    #[error(
+        "{file}: `{tensor}` is stored as {dtype}; F32, F16, BF16, F8_E4M3, I8 with a scale, and GGUF's Q2_K to Q8_0 are read"
+    )]
     UnsupportedDtype {
         /// The file.
         file: String,
@@ -80,6 +94,18 @@ pub enum ModelError {
         tensor: String,
         /// The stored type.
         dtype: String,
+    },
+    /// A scale beside a quantised tensor is neither one number nor one a row.
+    #[error("{file}: `{tensor}` is {found:?}; one scale, or one for each of {rows} rows, is read")]
+    ScaleShape {
+        /// The file.
+        file: String,
+        /// The scale's name.
+        tensor: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// Rows of the tensor that it scales.
+        rows: usize,
     },
     /// A weight is NaN or infinite: the file is damaged, or the model was.
     #[error("{file}: `{tensor}` holds {value} at element {index}")]

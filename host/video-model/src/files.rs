@@ -7,9 +7,11 @@ use include_dir::Dir;
 use memmap2::Mmap;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A model folder. Paths within it use `/`, like `transformer/config.json`.
 #[derive(Debug, Clone)]
@@ -18,14 +20,22 @@ pub enum ModelFiles {
     Folder(PathBuf),
     /// Compiled in.
     Embedded(&'static Dir<'static>),
+    /// In memory, by path: for tests and fuzzing.
+    Memory(Arc<BTreeMap<String, Vec<u8>>>),
 }
 
 impl ModelFiles {
+    /// Files in memory, by path.
+    pub fn memory(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        Self::Memory(Arc::new(files.into_iter().collect()))
+    }
+
     /// Whether there is a file at `path`.
     pub fn contains(&self, path: &str) -> bool {
         match self {
             Self::Folder(root) => root.join(path).is_file(),
             Self::Embedded(dir) => dir.get_file(path).is_some(),
+            Self::Memory(files) => files.contains_key(path),
         }
     }
 
@@ -36,6 +46,7 @@ impl ModelFiles {
                 fs::read(root.join(path)).map(Cow::Owned).map_err(|source| self.unreadable(path, source))
             }
             Self::Embedded(dir) => self.embedded(dir, path).map(Cow::Borrowed),
+            Self::Memory(files) => self.in_memory(files, path).map(Cow::Owned),
         }
     }
 
@@ -45,7 +56,7 @@ impl ModelFiles {
             .map_err(|e| ModelError::config(self.name_of(path), e.to_string()))
     }
 
-    /// All weights of `subfolder` (empty for the root): one file, or the shards that an index names.
+    /// All weights of `subfolder` (empty for the root): one safetensors or GGUF file, or the shards that an index names.
     pub fn weights(&self, subfolder: &str) -> Result<Weights> {
         Weights::open(self, subfolder)
     }
@@ -55,6 +66,7 @@ impl ModelFiles {
         match self {
             Self::Folder(root) => root.join(path).display().to_string(),
             Self::Embedded(_) => format!("built-in model/{path}"),
+            Self::Memory(_) => path.to_owned(),
         }
     }
 
@@ -69,6 +81,10 @@ impl ModelFiles {
                 let dir = if subfolder.is_empty() { Some(*root) } else { root.get_dir(subfolder) };
                 dir.map(|d| d.files().filter_map(|f| name(f.path())).collect()).unwrap_or_default()
             }
+            Self::Memory(files) => {
+                let is_there = |path: &&String| path.rsplit_once('/').map_or("", |(folder, _)| folder) == subfolder;
+                files.keys().filter(is_there).filter_map(|path| name(Path::new(path))).collect()
+            }
         };
         names.sort();
         names
@@ -79,6 +95,7 @@ impl ModelFiles {
         match self {
             Self::Folder(root) => fs::metadata(root.join(path)).map_or(0, |m| m.len()),
             Self::Embedded(dir) => dir.get_file(path).map_or(0, |file| file.contents().len() as u64),
+            Self::Memory(files) => files.get(path).map_or(0, |bytes| bytes.len() as u64),
         }
     }
 
@@ -87,12 +104,17 @@ impl ModelFiles {
         match self {
             Self::Folder(root) => map_file(&root.join(path)).map_err(|source| self.unreadable(path, source)),
             Self::Embedded(dir) => self.embedded(dir, path).map(|bytes| WeightBytes::Slice(Cow::Borrowed(bytes))),
+            Self::Memory(files) => self.in_memory(files, path).map(|bytes| WeightBytes::Slice(Cow::Owned(bytes))),
         }
     }
 
     fn embedded(&self, dir: &'static Dir<'static>, path: &str) -> Result<&'static [u8]> {
         let file = dir.get_file(path).ok_or_else(|| self.unreadable(path, io::ErrorKind::NotFound.into()))?;
         Ok(file.contents())
+    }
+
+    fn in_memory(&self, files: &BTreeMap<String, Vec<u8>>, path: &str) -> Result<Vec<u8>> {
+        files.get(path).cloned().ok_or_else(|| self.unreadable(path, io::ErrorKind::NotFound.into()))
     }
 
     fn unreadable(&self, path: &str, source: io::Error) -> ModelError {

@@ -5,6 +5,8 @@ pub mod device_queue;
 pub mod engine;
 mod error;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image_encoder;
 pub mod interpolation;
 mod json;

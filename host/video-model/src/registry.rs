@@ -91,6 +91,7 @@ impl Registry {
         let source = match &entry.files {
             ModelFiles::Embedded(_) => "built-in".to_owned(),
             ModelFiles::Folder(path) => path.display().to_string(),
+            ModelFiles::Memory(_) => "memory".to_owned(),
         };
         let (parameters, bytes) = weigh(&entry.files).map_err(|e| failed(&entry.defaults.model, &e))?;
         let (name, family) = (entry.defaults.model.clone(), "Wan".to_owned());

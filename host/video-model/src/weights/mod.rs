@@ -1,25 +1,33 @@
-//! Named tensors from safetensors files, checked as they are taken: shape, type, finite values.
+//! Named tensors from safetensors and GGUF files, checked as they are taken: shape, type, finite values.
+//!
+//! Opening maps the files and reads their headers, nothing more. `Weights` may be shared between threads.
 
+mod blocks;
 pub mod dialect;
-mod header;
+mod gguf;
+mod open;
+mod safetensors;
+mod scope;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 use crate::error::{ModelError, Result};
-use crate::files::ModelFiles;
-use half::{bf16, f16};
-use header::{Entry, StoredDtype};
-use kernels::{Dtype, PackedLinear, Tensor};
+use half::bf16;
+use kernels::{Dtype, Tensor};
 use memmap2::Mmap;
-use serde::Deserialize;
+pub use scope::Scope;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use stored::{Entry, StoredDtype, halves};
 
-/// Base names of weight files, in the order of preference: diffusers' models, transformers' models.
-const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+/// What follows a layer's name to call the scale of its `weight`, one or one a row: in int8 files, in 8-bit float files.
+const SCALES: [&str; 2] = ["weight_scale", "scale_weight"];
+/// Of other programs' arithmetic; ours scales activations by what they are.
+const AUXILIARY: [&str; 4] = ["scale_input", "input_scale", "scaled_fp8", "comfy_quant"];
 
 /// The bytes of one weight file.
 pub(crate) enum WeightBytes {
@@ -39,6 +47,17 @@ impl WeightBytes {
 struct Shard {
     name: String,
     bytes: WeightBytes,
+    /// Whether dimensions of 1 may be missing from shapes.
+    drops_ones: bool,
+}
+
+/// A matrix of whole numbers: row j's elements are `scales[j]` times `values`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Int8Matrix {
+    /// Row by row.
+    pub values: Vec<i8>,
+    /// One a row.
+    pub scales: Vec<f32>,
 }
 
 struct Located {
@@ -57,58 +76,12 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Weights from one safetensors file in memory; `name` appears in messages.
+    /// Weights from one file in memory, safetensors or GGUF; `name` appears in messages.
     pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
         let mut weights = Self::empty(name.to_owned());
         weights.add(name.to_owned(), WeightBytes::Slice(bytes.into()))?;
+        weights.speak_diffusers();
         Ok(weights)
-    }
-
-    pub(crate) fn open(files: &ModelFiles, subfolder: &str) -> Result<Self> {
-        let path = |name: &str| if subfolder.is_empty() { name.to_owned() } else { format!("{subfolder}/{name}") };
-        if let Some(single) = STEMS.iter().map(|stem| path(&format!("{stem}.safetensors"))).find(|p| files.contains(p))
-        {
-            let mut weights = Self::empty(files.name_of(&single));
-            weights.add(files.name_of(&single), files.map(&single)?)?;
-            return Ok(weights);
-        }
-        let indices = STEMS.iter().map(|stem| path(&format!("{stem}.safetensors.index.json")));
-        if let Some(index) = indices.into_iter().find(|p| files.contains(p)) {
-            return Self::open_sharded(files, subfolder, &index, path);
-        }
-        // A variant such as `diffusion_pytorch_model.fp16.safetensors`, when it is the only one.
-        let is_variant = |name: &String| name.ends_with(".safetensors") && STEMS.iter().any(|s| name.starts_with(s));
-        match files.list(subfolder).into_iter().filter(is_variant).collect::<Vec<_>>().as_slice() {
-            [one] => {
-                let mut weights = Self::empty(files.name_of(&path(one)));
-                weights.add(files.name_of(&path(one)), files.map(&path(one))?)?;
-                Ok(weights)
-            }
-            _ => Err(ModelError::NoWeights {
-                folder: files.name_of(subfolder),
-                expected: "diffusion_pytorch_model.safetensors, model.safetensors, or an index of shards".to_owned(),
-            }),
-        }
-    }
-
-    fn open_sharded(files: &ModelFiles, subfolder: &str, index: &str, path: impl Fn(&str) -> String) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let map = files.read_json::<Index>(index)?.weight_map;
-        let mut weights = Self::empty(files.name_of(subfolder));
-        for shard in map.values().collect::<BTreeSet<_>>() {
-            // Shards lie beside their index; a name that leads elsewhere is not followed.
-            if shard.contains(['/', '\\']) || !files.contains(&path(shard)) {
-                return Err(ModelError::MissingShard { index: files.name_of(index), shard: shard.clone() });
-            }
-            weights.add(files.name_of(&path(shard)), files.map(&path(shard))?)?;
-        }
-        match map.keys().find(|name| !weights.tensors.contains_key(*name)) {
-            Some(absent) => Err(weights.missing(absent)),
-            None => Ok(weights),
-        }
     }
 
     fn empty(origin: String) -> Self {
@@ -116,31 +89,43 @@ impl Weights {
     }
 
     fn add(&mut self, name: String, bytes: WeightBytes) -> Result<()> {
-        let header = header::parse(bytes.as_slice());
-        let header = header.map_err(|detail| ModelError::Header { file: name.clone(), detail })?;
+        let file = bytes.as_slice();
+        let (format, header) = match gguf::is_gguf(file) {
+            true => ("GGUF", gguf::parse(file)),
+            false => ("safetensors", safetensors::parse(file)),
+        };
+        let header = header.map_err(|detail| ModelError::Header { file: name.clone(), format, detail })?;
         let shard = self.shards.len();
         let located = |entry| Located { shard, entry, taken: AtomicBool::new(false) };
         self.tensors.extend(header.entries.into_iter().map(|(name, entry)| (name, located(entry))));
         self.metadata.extend(header.metadata);
-        self.shards.push(Shard { name, bytes });
+        self.shards.push(Shard { name, bytes, drops_ones: format == "GGUF" });
         Ok(())
     }
 
-    /// The tensor `name` of exactly `shape`, converted to `dtype`; every element is checked to be finite.
+    /// Gives tensors in Wan's original dialect the names that the networks ask for.
+    fn speak_diffusers(&mut self) {
+        if dialect::is_original(self.names()) {
+            let tensors = std::mem::take(&mut self.tensors).into_iter();
+            let renamed = tensors.map(|(name, tensor)| (dialect::to_diffusers(&name).unwrap_or(name), tensor));
+            self.tensors = renamed.collect();
+        }
+    }
+
+    /// The tensor `name` of exactly `shape`, converted to `dtype` and scaled; every element is checked to be finite.
     pub fn tensor(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Tensor> {
         let located = self.located(name)?;
-        let file = || self.shards[located.shard].name.clone();
-        if located.entry.shape != shape {
-            let (expected, found) = (shape.to_vec(), located.entry.shape.clone());
-            return Err(ModelError::WrongShape { file: file(), tensor: name.to_owned(), expected, found });
-        }
-        let bytes = &self.shards[located.shard].bytes.as_slice()[located.entry.bytes.clone()];
+        self.check_shape(name, located, shape)?;
+        let bytes = self.bytes_of(located);
         if (&located.entry.dtype, dtype) == (&StoredDtype::Bf16, Dtype::Bf16) {
             let values: Vec<bf16> = halves(bytes).map(bf16::from_bits).collect();
             self.check_finite(name, located, values.iter().map(|v| v.to_f32()))?;
             return Ok(Tensor::from_bf16(&values, shape)?);
         }
-        let values = self.as_f32(name, located, bytes)?;
+        let mut values = self.as_f32(name, located, bytes)?;
+        if let Some(scales) = self.scales(name, located)? {
+            scale_rows(&mut values, &scales);
+        }
         self.check_finite(name, located, values.iter().copied())?;
         // A single number without dimensions becomes one with one.
         let shape = if shape.is_empty() { &[1] } else { shape };
@@ -152,20 +137,17 @@ impl Weights {
     pub fn rows(&self, name: &str, shape: [usize; 2], ids: &[u32]) -> Result<Tensor> {
         let [rows, width] = shape;
         let located = self.located(name)?;
-        let file = || self.shards[located.shard].name.clone();
-        if located.entry.shape != shape {
-            let (expected, found) = (shape.to_vec(), located.entry.shape.clone());
-            return Err(ModelError::WrongShape { file: file(), tensor: name.to_owned(), expected, found });
-        }
+        self.check_shape(name, located, &shape)?;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
-            return Err(ModelError::Input(format!("{}: `{name}` has no row {id}", file())));
+            return Err(ModelError::Input(format!("{}: `{name}` has no row {id}", self.file_of(located))));
         }
-        let bytes = &self.shards[located.shard].bytes.as_slice()[located.entry.bytes.clone()];
+        let (bytes, scales) = (self.bytes_of(located), self.scales(name, located)?);
         let row_bytes = bytes.len() / rows.max(1);
         let mut values = Vec::with_capacity(ids.len() * width);
         for &id in ids {
             let row = &bytes[id as usize * row_bytes..][..row_bytes];
-            values.extend(self.as_f32(name, located, row)?);
+            let scale = scales.as_deref().map_or(1.0, |s| s[if s.len() == 1 { 0 } else { id as usize }]);
+            values.extend(self.as_f32(name, located, row)?.into_iter().map(|value| value * scale));
         }
         self.check_finite(name, located, values.iter().copied())?;
         Ok(Tensor::from_vec(values, &[ids.len(), width])?)
@@ -177,16 +159,107 @@ impl Weights {
         const SAMPLE_BYTES: usize = 4096;
         let mut hasher = Sha256::new();
         for (name, located) in &self.tensors {
-            let bytes = &self.shards[located.shard].bytes.as_slice()[located.entry.bytes.clone()];
+            let bytes = self.bytes_of(located);
             hasher.update(format!("{name} {:?} {:?}\n", located.entry.dtype, located.entry.shape));
             hasher.update(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
         }
         hasher.finalize().into()
     }
 
+    /// The matrix `name` [rows, columns] as the whole numbers in which it is stored, with one scale a row. None when it
+    /// is stored in another way: take it as a [`Weights::tensor`] then.
+    pub fn int8(&self, name: &str, [rows, columns]: [usize; 2]) -> Result<Option<Int8Matrix>> {
+        let located = self.located(name)?;
+        self.check_shape(name, located, &[rows, columns])?;
+        if located.entry.dtype != StoredDtype::I8 {
+            return Ok(None);
+        }
+        let Some(mut scales) = self.scales(name, located)? else { return Ok(None) };
+        let first = scales.first().copied().unwrap_or(1.0);
+        scales.resize(rows, first);
+        Ok(Some(Int8Matrix { values: self.bytes_of(located).iter().map(|b| b.cast_signed()).collect(), scales }))
+    }
+
+    /// The scales that lie beside a scaled tensor: one, or one a row.
+    fn scales(&self, name: &str, located: &Located) -> Result<Option<Vec<f32>>> {
+        if !located.entry.dtype.is_scaled() {
+            return Ok(None);
+        }
+        let beside = name.strip_suffix("weight").unwrap_or(name);
+        let Some(scale_name) = SCALES.iter().map(|s| format!("{beside}{s}")).find(|s| self.tensors.contains_key(s))
+        else {
+            return match located.entry.dtype {
+                // Eight-bit floats have a size of their own.
+                StoredDtype::F8E4M3 => Ok(None),
+                _ => Err(self.unsupported(name, located, "I8 without a scale beside it".to_owned())),
+            };
+        };
+        let scale = self.located(&scale_name)?;
+        let count: usize = scale.entry.shape.iter().product();
+        let rows = located.entry.shape.first().copied().unwrap_or(1);
+        let leads = scale.entry.shape.first().is_none_or(|first| *first == count);
+        if count != 1 && (count != rows || !leads) {
+            let (file, found) = (self.file_of(scale), scale.entry.shape.clone());
+            return Err(ModelError::ScaleShape { file, tensor: scale_name, found, rows });
+        }
+        let values = self.tensor(&scale_name, &scale.entry.shape.clone(), Dtype::F32)?;
+        Ok(Some(values.to_vec_f32()))
+    }
+
+    fn check_shape(&self, name: &str, located: &Located, expected: &[usize]) -> Result<()> {
+        let found = &located.entry.shape;
+        // ggml has four dimensions and forgets those of one: there, shapes are compared without them.
+        let without_ones = |shape: &[usize]| shape.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
+        let fits =
+            found == expected || self.shards[located.shard].drops_ones && without_ones(found) == without_ones(expected);
+        if fits {
+            return Ok(());
+        }
+        let (file, tensor) = (self.file_of(located), name.to_owned());
+        Err(ModelError::WrongShape { file, tensor, expected: expected.to_vec(), found: found.clone() })
+    }
+
+    fn bytes_of(&self, located: &Located) -> &[u8] {
+        &self.shards[located.shard].bytes.as_slice()[located.entry.bytes.clone()]
+    }
+
+    fn file_of(&self, located: &Located) -> String {
+        self.shards[located.shard].name.clone()
+    }
+
+    fn unsupported(&self, name: &str, located: &Located, dtype: String) -> ModelError {
+        ModelError::UnsupportedDtype { file: self.file_of(located), tensor: name.to_owned(), dtype }
+    }
+
     /// The shape of tensor `name`, if there is one.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|t| t.entry.shape.as_slice())
+    }
+
+    /// The type in which tensor `name` is stored, like `BF16` or `Q4_K`, if there is one.
+    pub fn stored_dtype(&self, name: &str) -> Option<String> {
+        self.tensors.get(name).map(|t| t.entry.dtype.to_string())
+    }
+
+    /// The bytes of tensor `name` in its file; 0 when there is none.
+    pub fn stored_bytes(&self, name: &str) -> usize {
+        self.tensors.get(name).map_or(0, |t| t.entry.bytes.len())
+    }
+
+    /// Whether tensor `name` only helps to read another: a scale, or a mark that there are scales.
+    pub fn is_auxiliary(name: &str) -> bool {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        SCALES.contains(&last) || AUXILIARY.contains(&last)
+    }
+
+    /// Checks that there is a tensor `name` of `shape` in a type that is read, by the files' headers alone.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        let located = self.located(name)?;
+        self.check_shape(name, located, shape)?;
+        match &located.entry.dtype {
+            StoredDtype::Other(dtype) => Err(self.unsupported(name, located, dtype.clone())),
+            _ => self.scales(name, located).map(drop),
+        }
     }
 
     /// All tensor names, sorted.
@@ -202,7 +275,7 @@ impl Weights {
     /// Tensors that nobody has taken: a sign that the config describes another model.
     pub fn unused(&self) -> Vec<&str> {
         let untaken = self.tensors.iter().filter(|(_, t)| !t.taken.load(Ordering::Relaxed));
-        untaken.map(|(name, _)| name.as_str()).collect()
+        untaken.map(|(name, _)| name.as_str()).filter(|name| !Self::is_auxiliary(name)).collect()
     }
 
     /// Logs tensors that nobody has taken.
@@ -218,17 +291,10 @@ impl Weights {
         Scope { weights: self, prefix: prefix.to_owned() }
     }
 
-    /// `bytes` of a tensor in f32.
+    /// `bytes` of a tensor in f32, unscaled.
     fn as_f32(&self, name: &str, located: &Located, bytes: &[u8]) -> Result<Vec<f32>> {
-        Ok(match &located.entry.dtype {
-            StoredDtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            StoredDtype::F16 => halves(bytes).map(|b| f16::from_bits(b).to_f32()).collect(),
-            StoredDtype::Bf16 => halves(bytes).map(|b| bf16::from_bits(b).to_f32()).collect(),
-            StoredDtype::Other(dtype) => {
-                let file = self.shards[located.shard].name.clone();
-                return Err(ModelError::UnsupportedDtype { file, tensor: name.to_owned(), dtype: dtype.clone() });
-            }
-        })
+        let dtype = &located.entry.dtype;
+        dtype.to_f32(bytes).ok_or_else(|| self.unsupported(name, located, dtype.to_string()))
     }
 
     fn located(&self, name: &str) -> Result<&Located> {
@@ -262,47 +328,10 @@ impl fmt::Debug for Weights {
     }
 }
 
-fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> {
-    bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b))
-}
-
-/// A module's weights: names relative to a prefix, as the nested modules of a checkpoint have them.
-#[derive(Debug, Clone)]
-pub struct Scope<'w> {
-    weights: &'w Weights,
-    prefix: String,
-}
-
-impl<'w> Scope<'w> {
-    /// The module `name` (or a list's index) within this one.
-    pub fn at(&self, name: impl fmt::Display) -> Scope<'w> {
-        Scope { weights: self.weights, prefix: self.full(name) }
-    }
-
-    /// Whether the module has a tensor called `name`.
-    pub fn contains(&self, name: &str) -> bool {
-        self.weights.tensors.contains_key(&self.full(name))
-    }
-
-    /// Like [`Weights::tensor`], for `name` within this module.
-    pub fn tensor(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<Tensor> {
-        self.weights.tensor(&self.full(name), shape, dtype)
-    }
-
-    /// A vector in f32: a bias or the weight of a norm.
-    pub fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
-        self.tensor(name, &[len], Dtype::F32)
-    }
-
-    /// The linear layer `name` with `weight` `[outputs, inputs]` and `bias` `[outputs]`, packed for products in `dtype`.
-    pub fn linear(&self, name: &str, inputs: usize, outputs: usize, dtype: Dtype) -> Result<PackedLinear> {
-        let layer = self.at(name);
-        let weight = layer.tensor("weight", &[outputs, inputs], dtype)?;
-        let bias = layer.vector("bias", outputs)?;
-        Ok(PackedLinear::new(&weight, Some(&bias), dtype)?)
-    }
-
-    fn full(&self, name: impl fmt::Display) -> String {
-        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+/// Multiplies each row, or the whole tensor, by its scale.
+fn scale_rows(values: &mut [f32], scales: &[f32]) {
+    let row = values.len().checked_div(scales.len()).unwrap_or(0).max(1);
+    for (row, scale) in values.chunks_exact_mut(row).zip(scales) {
+        row.iter_mut().for_each(|value| *value *= scale);
     }
 }

@@ -3,44 +3,19 @@
 //! Read by our own few lines so that a damaged file is reported by the name of the tensor at fault.
 //! Format: <https://github.com/huggingface/safetensors#format>.
 
+use super::stored::{Entry, Header, StoredDtype};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 /// Longer headers are refused before they are parsed; the largest public checkpoints stay under 1 MiB.
-const HEADER_BYTES_MAX: u64 = 64 << 20;
+const HEADER_BYTES_MAX: u64 = 16 << 20;
 const LENGTH_BYTES: usize = 8;
-
-/// Element types that weights are read from. Others are kept by name: a file may hold them as long as nobody asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum StoredDtype {
-    F32,
-    F16,
-    Bf16,
-    Other(String),
-}
-
-/// One tensor of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) dtype: StoredDtype,
-    pub(super) shape: Vec<usize>,
-    /// Within the file.
-    pub(super) bytes: Range<usize>,
-}
 
 #[derive(Deserialize)]
 struct RawEntry {
     dtype: String,
     shape: Vec<usize>,
     data_offsets: (usize, usize),
-}
-
-/// What a file says about itself.
-pub(super) struct Header {
-    pub(super) entries: BTreeMap<String, Entry>,
-    /// The strings under `__metadata__`.
-    pub(super) metadata: BTreeMap<String, String>,
 }
 
 /// Reads the header of a whole file; the error says what is wrong with it.
@@ -78,16 +53,17 @@ fn check(raw: RawEntry, data_bytes: usize, data_start: usize) -> Result<Entry, S
     if end > data_bytes {
         return Err(format!("ends at byte {end}, the file's data at {data_bytes}: the file is cut off"));
     }
-    let (dtype, element_bytes) = match raw.dtype.as_str() {
-        "F32" => (StoredDtype::F32, Some(4)),
-        "F16" => (StoredDtype::F16, Some(2)),
-        "BF16" => (StoredDtype::Bf16, Some(2)),
-        _ => (StoredDtype::Other(raw.dtype), None),
+    let dtype = match raw.dtype.as_str() {
+        "F32" => StoredDtype::F32,
+        "F16" => StoredDtype::F16,
+        "BF16" => StoredDtype::Bf16,
+        "I8" => StoredDtype::I8,
+        "F8_E4M3" => StoredDtype::F8E4M3,
+        _ => StoredDtype::Other(raw.dtype),
     };
-    let needed = |width| raw.shape.iter().try_fold(width, |product: usize, &n| product.checked_mul(n));
-    if let Some(width) = element_bytes
-        && needed(width) != Some(end - start)
-    {
+    let elements = raw.shape.iter().try_fold(1, |product: usize, &n| product.checked_mul(n));
+    let is_known = !matches!(dtype, StoredDtype::Other(_));
+    if is_known && elements.and_then(|n| dtype.bytes_of(n)) != Some(end - start) {
         return Err(format!("of shape {:?} does not fill its {} bytes", raw.shape, end - start));
     }
     // Both offsets are at most the file's length, so the sums cannot overflow.
