@@ -150,6 +150,17 @@ fn transformer_of_odd_sizes_without_cross_norm_matches_diffusers() {
     check_transformer("transformer_odd", Precision::Bf16, BF16_MAX);
 }
 
+/// Weights rounded to 127ths of each row's largest and activations to those of each token's: up to a percent a product, over
+/// the ten products of a block.
+const INT8_MAX: f64 = 5e-2;
+
+#[test]
+fn transformers_in_int8_stay_within_five_percent() {
+    for name in ["transformer_tiny", "transformer_odd", "transformer_i2v", "transformer_flf2v", "transformer_ti2v"] {
+        check_transformer(name, Precision::Int8, INT8_MAX);
+    }
+}
+
 #[test]
 fn transformers_that_look_at_pictures_match_diffusers() {
     for name in ["transformer_i2v", "transformer_flf2v"] {

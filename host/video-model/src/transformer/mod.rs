@@ -89,6 +89,11 @@ impl WanTransformer {
         })
     }
 
+    /// The type of activations between layers.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     /// Sizes of the model.
     pub fn config(&self) -> &TransformerConfig {
         &self.config
