@@ -154,6 +154,9 @@ pub struct Generate {
     /// A folder in diffusers layout, or a model's name; the built-in model by default.
     #[arg(long)]
     pub model: Option<String>,
+    /// An adapter (LoRA): a safetensors file, with `:0.8` for another strength than 1. May be given several times.
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub lora: Vec<String>,
     /// First key frame (PNG, JPEG, WebP).
     #[arg(long, value_hint = ValueHint::FilePath)]
     pub image: Option<PathBuf>,
@@ -202,7 +205,7 @@ pub struct Generate {
 
 #[derive(Debug, Args, Clone)]
 pub struct Engine {
-    /// Arithmetic: `bf16` or `f32`.
+    /// Arithmetic: `bf16`, `f32` or `int8`.
     #[arg(long)]
     pub dtype: Option<String>,
     /// `auto` or `cpu`.

@@ -22,6 +22,10 @@ pub const DURATION_MS_MAX: u32 = 60_000;
 pub const FPS_MAX: u32 = 120;
 /// Most sampler steps.
 pub const STEPS_MAX: u32 = 200;
+/// Most adapters of one request.
+pub const LORAS_MAX: usize = 8;
+/// Largest strength of an adapter, to either side.
+pub const LORA_STRENGTH_MAX: f32 = 10.0;
 /// Most key frames of one diffusion.
 pub const KEY_FRAMES_MAX: u32 = 257;
 /// Most effects in one chain.

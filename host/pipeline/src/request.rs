@@ -4,6 +4,7 @@ use crate::error::{StageError, StageResult};
 use crate::frames::{Frame, FrameSize};
 use crate::guidance::{GuidanceInterval, GuidanceKind, GuidanceSettings};
 use crate::limits;
+use crate::lora::LoraChoice;
 use crate::pictures::PicturesTaken;
 use crate::sampling::{Sampler, SamplerSettings, SigmaSchedule, SolverType};
 use crate::step_cache::StepCacheKind;
@@ -69,6 +70,9 @@ pub struct GenerationRequest {
     /// What a step may reuse of the one before.
     #[serde(default)]
     pub step_cache: Option<StepCacheKind>,
+    /// Adapters by their registered names.
+    #[serde(default)]
+    pub loras: Vec<LoraChoice>,
     /// Seed of the initial noise; none draws one.
     #[serde(default)]
     pub seed: Option<u64>,
@@ -104,6 +108,8 @@ pub struct ModelDefaults {
     pub duration_ms: u32,
     /// Frame rate.
     pub fps: u32,
+    /// Adapters that requests may name.
+    pub loras: Vec<String>,
 }
 
 /// A picture in the place of a key frame.
@@ -134,6 +140,8 @@ pub struct GenerationPlan {
     pub guidance: GuidanceSettings,
     /// What a step may reuse of the one before.
     pub step_cache: StepCacheKind,
+    /// Adapters by their registered names.
+    pub loras: Vec<LoraChoice>,
     /// Seed of the initial noise, and of the noise that a stochastic sampler adds.
     pub seed: u64,
     /// Pictures in the place of key frames.
@@ -180,6 +188,7 @@ impl GenerationRequest {
             sampling: defaults.sampling.with(self)?,
             guidance: GuidanceSettings::of(self, defaults.guidance)?,
             step_cache: self.step_cache.unwrap_or_default().checked()?,
+            loras: LoraChoice::known(&self.loras, &defaults.loras)?,
             seed: self.seed.unwrap_or(fallback_seed),
             given: Vec::new(),
             size,
@@ -261,6 +270,7 @@ mod tests {
             size,
             duration_ms: 2000,
             fps: 24,
+            loras: vec!["anime".to_owned()],
         }
     }
 
@@ -287,6 +297,8 @@ mod tests {
     fn each_bad_field_is_named() {
         assert_eq!(refused_field(|r| r.prompt = "  ".into()), "prompt");
         assert_eq!(refused_field(|r| r.prompt = "x".repeat(100_000)), "prompt");
+        assert_eq!(refused_field(|r| r.loras = vec!["oil".parse().unwrap()]), "loras");
+        assert_eq!(refused_field(|r| r.loras = vec!["anime".parse().unwrap(), "anime:2".parse().unwrap()]), "loras");
         assert_eq!(refused_field(|r| r.negative_prompt = "x".repeat(100_000)), "negative_prompt");
         assert_eq!(refused_field(|r| r.size = Some(FrameSize { width: 13, height: 7 })), "size");
         assert_eq!(refused_field(|r| r.size = Some(FrameSize { width: 130, height: 128 })), "size");

@@ -172,6 +172,7 @@ impl Diffuse for NoEngine {
             size,
             duration_ms: 1000,
             fps: 24,
+            loras: Vec::new(),
         })
     }
 

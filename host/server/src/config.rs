@@ -72,7 +72,9 @@ pub struct ConfigFile {
     pub roles: Option<Vec<Role>>,
     /// Models by name: folders in diffusers layout.
     pub models: BTreeMap<String, PathBuf>,
-    /// `f32` or `bf16`.
+    /// Adapters (LoRA) by name: safetensors files.
+    pub loras: BTreeMap<String, PathBuf>,
+    /// `f32`, `bf16` or `int8`.
     pub dtype: Option<String>,
     /// Threads of the CPU engine.
     pub device_threads: Option<usize>,
@@ -93,6 +95,8 @@ pub struct Config {
     pub roles: Vec<Role>,
     /// Models by name: folders in diffusers layout.
     pub models: Vec<(String, PathBuf)>,
+    /// Adapters (LoRA) by name: safetensors files.
+    pub loras: Vec<(String, PathBuf)>,
     /// Arithmetic of the engine; none takes the engine's default.
     pub dtype: Option<String>,
     /// Threads of the CPU engine; none takes all.
@@ -147,6 +151,7 @@ impl Config {
             data_dir: file.data_dir.unwrap_or_else(|| DATA_DIR_DEFAULT.into()),
             roles,
             models: file.models.into_iter().collect(),
+            loras: file.loras.into_iter().collect(),
             dtype: file.dtype,
             device_threads: file.device_threads,
             jobs_parallel_max,

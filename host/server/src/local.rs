@@ -22,7 +22,9 @@ pub use video_model::registry::ModelInfo;
 pub struct EngineOptions {
     /// A model's folder or name; none is the built-in model.
     pub model: Option<String>,
-    /// `f32` or `bf16`.
+    /// Adapters that requests may name: files that are called by their paths.
+    pub loras: Vec<PathBuf>,
+    /// `f32`, `bf16` or `int8`.
     pub dtype: Option<String>,
     /// `auto` or `cpu`.
     pub device: String,
@@ -51,6 +53,15 @@ pub struct LocalGeneration {
     pub dump_latents: Option<PathBuf>,
     /// An .mp4 file, or a folder for PNG frames.
     pub out: PathBuf,
+}
+
+/// What `generate` did.
+#[derive(Debug, Clone)]
+pub struct Generated {
+    /// The plan that ran, with its seed.
+    pub plan: GenerationPlan,
+    /// What the video lacks that was asked for.
+    pub warnings: Vec<String>,
 }
 
 /// How frames between are to be made.
@@ -92,6 +103,7 @@ impl LocalEngine {
         let mut config = Config::in_folder(Path::new("."));
         config.dtype = options.dtype.clone();
         config.device_threads = options.threads;
+        config.loras.extend(options.loras.iter().map(|path| (path.display().to_string(), path.clone())));
         let model = options.model.clone().map(|model| named(&mut config, model));
         Ok(Self { engine: start_engine(&config)?, model })
     }
@@ -115,8 +127,8 @@ impl LocalEngine {
         self.engine.model_info(self.model.as_deref())
     }
 
-    /// Generates and writes a video. Returns the plan that ran, with its seed.
-    pub async fn generate(&self, cx: &StageContext, job: LocalGeneration) -> StageResult<GenerationPlan> {
+    /// Generates and writes a video.
+    pub async fn generate(&self, cx: &StageContext, job: LocalGeneration) -> StageResult<Generated> {
         let mut request = job.request;
         request.model = self.model.clone();
         let mut plan = request.resolve(&self.defaults()?, rand::rng().random_range(0..1 << 53))?;
@@ -128,7 +140,8 @@ impl LocalEngine {
         let frames = self.engine.interpolate(cx, key_frames, plan.frame_count, plan.fps, plan.size);
         let frames = timed(cx, Stage::Interpolate, frames).await?;
         timed(cx, Stage::EncodeVideo, write_frames(cx, &job.out, frames)).await?;
-        Ok(plan)
+        let warnings = self.engine.warnings(&plan);
+        Ok(Generated { plan, warnings })
     }
 
     /// Reads a video or a folder, writes it with frames between. Holds two frames of the input at a time.

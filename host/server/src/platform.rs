@@ -110,6 +110,7 @@ pub(crate) fn start_engine(config: &Config) -> Result<Arc<VideoEngine>, OpenErro
     let defaults = EngineConfig::default();
     VideoEngine::start(EngineConfig {
         models: config.models.clone(),
+        loras: config.loras.clone(),
         dtype: dtype.unwrap_or(defaults.dtype),
         threads: config.device_threads.or(defaults.threads),
         ..defaults

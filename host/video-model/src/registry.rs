@@ -162,6 +162,8 @@ fn model_defaults(name: &str, files: &ModelFiles) -> Result<ModelDefaults> {
         size: if defaults.any_size { defaults.size } else { finished_size(defaults.size) },
         duration_ms: (u64::from(defaults.key_frames) * 1000 / u64::from(defaults.key_frame_fps)) as u32,
         fps: FPS,
+        // The engine knows which adapters its operator registered.
+        loras: Vec::new(),
     })
 }
 

@@ -4,15 +4,21 @@ use crate::args::{Engine, Generate};
 use crate::failure::{CommandResult, Failure};
 use crate::output::Output;
 use crate::progress::StageBars;
-use pipeline::{GenerationRequest, Lane, StageContext};
+use pipeline::{GenerationRequest, Lane, LoraChoice, StageContext};
 use serde_json::json;
 use server::OpenError;
-use server::local::{EngineOptions, LocalEngine, LocalGeneration};
+use server::local::{EngineOptions, Generated, LocalEngine, LocalGeneration};
 
 impl Engine {
     /// The options of the local engine, for a model.
     pub fn options(&self, model: Option<String>) -> EngineOptions {
-        EngineOptions { model, dtype: self.dtype.clone(), device: self.device.clone(), threads: self.threads }
+        EngineOptions {
+            model,
+            loras: Vec::new(),
+            dtype: self.dtype.clone(),
+            device: self.device.clone(),
+            threads: self.threads,
+        }
     }
 }
 
@@ -27,7 +33,8 @@ pub fn start(options: &EngineOptions) -> Result<LocalEngine, Failure> {
 /// Generates one video.
 pub async fn run(args: Generate, output: Output) -> CommandResult {
     let request = request(&args)?;
-    let engine = start(&args.engine.options(args.model.clone()))?;
+    let loras = request.loras.iter().map(|lora| lora.name.clone().into()).collect();
+    let engine = start(&EngineOptions { loras, ..args.engine.options(args.model.clone()) })?;
     let bars = StageBars::new(output);
     let cx = StageContext { progress: bars.clone(), ..StageContext::unmetered(Lane(0)) };
     let job = LocalGeneration {
@@ -38,12 +45,15 @@ pub async fn run(args: Generate, output: Output) -> CommandResult {
         dump_latents: args.dump_latents,
         out: args.out.clone(),
     };
-    let plan = engine.generate(&cx, job).await?;
+    let Generated { plan, warnings } = engine.generate(&cx, job).await?;
+    for warning in &warnings {
+        output.note(&format!("warning: {warning}"));
+    }
     let out = args.out.display().to_string();
     let text = format!("{out}: {} frames of {} at {} fps, seed {}", plan.frame_count, plan.size, plan.fps, plan.seed);
     let value = json!({
         "event": "done", "out": out, "frames": plan.frame_count, "size": plan.size.to_string(), "fps": plan.fps,
-        "seed": plan.seed, "usage": cx.meter.snapshot(), "wall_ms": bars.wall_ms(),
+        "seed": plan.seed, "usage": cx.meter.snapshot(), "wall_ms": bars.wall_ms(), "warnings": warnings,
     });
     output.result(&value, &text);
     Ok(())
@@ -67,6 +77,7 @@ fn request(args: &Generate) -> Result<GenerationRequest, Failure> {
         guidance: args.guidance,
         shift: args.shift,
         sampler: args.sampler.as_deref().map(str::parse).transpose()?,
+        loras: args.lora.iter().map(|lora| lora.parse::<LoraChoice>()).collect::<Result<Vec<_>, _>>()?,
         seed: args.seed,
         ..GenerationRequest::default()
     })

@@ -87,6 +87,24 @@ impl Fields {
         Ok(self.text(name)?.map(|text| text.parse()).transpose()?)
     }
 
+    /// A list of texts, or one text with commas.
+    fn list<T: FromStr<Err = StageError>>(&mut self, name: &'static str) -> Result<Vec<T>, ApiError> {
+        let texts = match self.values.remove(name) {
+            None => Vec::new(),
+            Some(Value::String(text)) => {
+                text.split(',').filter(|part| !part.trim().is_empty()).map(str::to_owned).collect()
+            }
+            Some(Value::Array(values)) => {
+                let text = |value: Value| {
+                    value.as_str().map(str::to_owned).ok_or_else(|| refuse(name, "this is a list of texts"))
+                };
+                values.into_iter().map(text).collect::<Result<_, _>>()?
+            }
+            Some(_) => return Err(refuse(name, "this is a list of texts")),
+        };
+        Ok(texts.iter().map(|text| text.parse::<T>()).collect::<Result<Vec<T>, StageError>>()?)
+    }
+
     /// Length in milliseconds, from seconds.
     fn duration_ms(&mut self) -> Result<Option<u32>, ApiError> {
         let Some(seconds) = self.number::<f64>("seconds", "a number of seconds, like 4")? else { return Ok(None) };
@@ -112,6 +130,7 @@ impl Fields {
             guidance: self.number("guidance", "a number")?,
             shift: self.number("shift", "a number")?,
             sampler: self.parsed::<Sampler>("sampler")?,
+            loras: self.list("loras")?,
             seed: self.number("seed", count)?,
             ..GenerationRequest::default()
         };

@@ -5,6 +5,7 @@ use super::internal;
 use super::known::{Known, KnownEncoder};
 use crate::device_queue::Session;
 use crate::error::{ModelError, Result};
+use crate::lora::LoraSet;
 use crate::model::VideoModel;
 use crate::noise::{LatentShape, gaussian};
 use crate::picture;
@@ -14,6 +15,7 @@ use crate::vae::DecodeState;
 use kernels::{Tensor, channels_first, channels_last};
 use pipeline::{Frame, FrameSize, GenerationPlan, GivenKeyFrame, KeyFrames, StageError, StageResult, StepCacheKind};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 /// What a diffusion leaves.
 pub(super) struct Diffused {
@@ -44,6 +46,7 @@ struct ExpertState {
 /// One diffusion as a session of the device queue. Latents are channels last: [f, h, w, z].
 pub(super) struct Denoise {
     conditioning: PromptConditioning,
+    loras: Option<Arc<LoraSet>>,
     guidance: Guidance,
     step_cache: StepCacheKind,
     size: FrameSize,
@@ -78,6 +81,7 @@ impl Denoise {
     pub(super) fn new(
         plan: &GenerationPlan,
         conditioning: &PromptConditioning,
+        loras: Option<Arc<LoraSet>>,
         noise: Option<Vec<f32>>,
     ) -> StageResult<Self> {
         let model = &conditioning.model;
@@ -93,6 +97,7 @@ impl Denoise {
         let encoder = KnownEncoder::new(kind, given_frames(plan), plan.key_frame_size, shape);
         Ok(Self {
             conditioning: conditioning.clone(),
+            loras,
             guidance: Guidance::new(&plan.guidance),
             step_cache: plan.step_cache,
             size: plan.key_frame_size,
@@ -140,7 +145,8 @@ impl Denoise {
         let negative = state.negative.as_ref().filter(|_| guided);
         let contexts: Vec<&Context> = [&state.prompt].into_iter().chain(negative).collect();
         let transformer = &self.conditioning.model.experts[expert].transformer;
-        let answers = transformer.forward(&input, timesteps, &contexts, None, state.cache.as_mut())?;
+        let adapters = self.loras.as_ref().and_then(|set| set.expert(expert));
+        let answers = transformer.forward(&input, timesteps, &contexts, adapters, state.cache.as_mut())?;
         self.state = Some(state);
         let mut answers = answers.iter().map(Tensor::to_vec_f32);
         let mut velocity = answers.next().unwrap_or_default();
@@ -152,7 +158,8 @@ impl Denoise {
     fn state_for(&self, expert: usize) -> Result<ExpertState> {
         let PromptConditioning { model, prompt, negative, image, .. } = &self.conditioning;
         let transformer = &model.experts[expert].transformer;
-        let context = |text: &Tensor| transformer.context(text, image.as_ref(), None);
+        let adapters = self.loras.as_ref().and_then(|set| set.expert(expert));
+        let context = |text: &Tensor| transformer.context(text, image.as_ref(), adapters);
         let cache = StepCache::new(self.step_cache, self.sampler.steps());
         Ok(ExpertState {
             expert,

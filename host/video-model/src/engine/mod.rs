@@ -9,6 +9,7 @@ mod tests;
 
 use crate::device_queue::{Bill, DeviceQueue, QueueLimits, QueueStats};
 use crate::error::ModelError;
+use crate::lora::{LoraLibrary, LoraSet};
 use crate::model::VideoModel;
 use crate::noise;
 use crate::precision::Precision;
@@ -31,6 +32,8 @@ use std::sync::Arc;
 pub struct EngineConfig {
     /// Names and folders of models beside the built-in one. No other folder is ever opened.
     pub models: Vec<(String, PathBuf)>,
+    /// Names and files of adapters (LoRA) that requests may ask for. No other file is ever opened.
+    pub loras: Vec<(String, PathBuf)>,
     /// Numbers of the networks.
     pub dtype: Precision,
     /// Threads of the device; none takes all cores.
@@ -41,7 +44,7 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { models: Vec::new(), dtype: Precision::default(), threads: None, queue_capacity: 256 }
+        Self { models: Vec::new(), loras: Vec::new(), dtype: Precision::default(), threads: None, queue_capacity: 256 }
     }
 }
 
@@ -59,6 +62,7 @@ pub struct VideoEngine {
     registry: Arc<Registry>,
     queue: DeviceQueue,
     prompts: Arc<PromptCache>,
+    loras: Arc<LoraLibrary>,
 }
 
 impl VideoEngine {
@@ -69,7 +73,8 @@ impl VideoEngine {
             config.threads.or_else(|| std::thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
         let limits = QueueLimits { sessions_max: config.queue_capacity, threads: threads.max(1) };
         let (registry, queue, prompts) = (Arc::new(registry), DeviceQueue::start(limits)?, Arc::default());
-        Ok(Arc::new(Self { registry, queue, prompts }))
+        let loras = Arc::new(LoraLibrary::new(config.loras));
+        Ok(Arc::new(Self { registry, queue, prompts, loras }))
     }
 
     /// What the time was spent on, for usage records.
@@ -97,6 +102,11 @@ impl VideoEngine {
         self.queue.stats()
     }
 
+    /// What a plan asks for and its video lacks: keys of adapters that the model has no layer for. Known once it has run.
+    pub fn warnings(&self, plan: &GenerationPlan) -> Vec<String> {
+        self.loras.unused(&plan.model, &plan.loras)
+    }
+
     /// Like [`Diffuse::diffuse`], with files for the first and the last latent.
     pub async fn diffuse_with(
         &self,
@@ -117,7 +127,8 @@ impl VideoEngine {
                 Some(load.map_err(|e| StageError::invalid("noise", e.to_string()))?)
             }
         };
-        let session = Denoise::new(plan, conditioning, noise)?;
+        let loras = self.lora_set(plan, conditioning).await?;
+        let session = Denoise::new(plan, conditioning, loras, noise)?;
         let Diffused { key_frames, latents, shape } = self.queue.run(cx, Bill::DIFFUSE, session).await?;
         if let Some(path) = &options.dump_latents {
             noise::save_latent(path, "latents", shape, &latents)
@@ -147,6 +158,20 @@ impl VideoEngine {
         }
         let name = name.to_owned();
         self.off_thread(move |registry| registry.load(&name)).await
+    }
+
+    /// The adapters that the plan asks for; reading them may take long.
+    async fn lora_set(
+        &self,
+        plan: &GenerationPlan,
+        conditioning: &PromptConditioning,
+    ) -> StageResult<Option<Arc<LoraSet>>> {
+        if plan.loras.is_empty() {
+            return Ok(None);
+        }
+        let (library, model) = (Arc::clone(&self.loras), Arc::clone(&conditioning.model));
+        let (name, loras) = (plan.model.clone(), plan.loras.clone());
+        self.off_thread(move |_| library.set(&name, &model, &loras)).await
     }
 
     /// Runs `load` on a thread of its own, so that neither the device nor an async executor waits for a disk.
@@ -181,7 +206,7 @@ impl Condition for VideoEngine {
 #[async_trait]
 impl Diffuse for VideoEngine {
     fn defaults(&self, model: Option<&str>) -> StageResult<ModelDefaults> {
-        self.registry.defaults(model)
+        Ok(ModelDefaults { loras: self.loras.names(), ..self.registry.defaults(model)? })
     }
 
     async fn diffuse(

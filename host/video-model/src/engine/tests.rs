@@ -197,3 +197,52 @@ fn what_a_model_cannot_do_is_refused_by_the_name_of_the_field() {
     assert!(block_on(engine.diffuse(&cx(), &good, &Conditioning::new(1))).is_err());
     assert_eq!("bf17".parse::<Precision>().unwrap_err().code(), "invalid_argument");
 }
+
+/// A file of adapters for one layer of the built-in model, with a key that belongs to no layer.
+fn lora_file(path: &Path, width: usize, outputs: usize) {
+    let values =
+        |count: usize| (0..count).flat_map(|i| (0.3 * (i as f32 * 0.7).sin()).to_le_bytes()).collect::<Vec<_>>();
+    let (down, up) = (values(2 * width), values(2 * outputs));
+    let view =
+        |shape: Vec<usize>, bytes| safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes).unwrap();
+    let tensors = [
+        ("transformer.blocks.0.attn1.to_q.lora_A.weight", view(vec![2, width], &down)),
+        ("transformer.blocks.0.attn1.to_q.lora_B.weight", view(vec![outputs, 2], &up)),
+        ("lora_te_encoder.lora_up.weight", view(vec![outputs, 2], &up)),
+    ];
+    std::fs::write(path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+#[test]
+fn an_adapter_changes_the_video_by_its_strength_and_says_what_it_could_not_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["style", "broken"].map(|name| (name.to_owned(), folder.path().join(format!("{name}.safetensors"))));
+    let config =
+        EngineConfig { dtype: Precision::F32, threads: Some(2), loras: files.to_vec(), ..EngineConfig::default() };
+    let engine = VideoEngine::start(config).unwrap();
+    let width = engine.registry.load(DEFAULT_MODEL).unwrap().config.transformer.width();
+    lora_file(&files[0].1, width, width);
+    lora_file(&files[1].1, width, width + 1);
+    assert_eq!(engine.defaults(None).unwrap().loras, ["broken", "style"]);
+
+    let with = |loras: &[&str]| plan(&engine, |r| r.loras = loras.iter().map(|lora| lora.parse().unwrap()).collect());
+    let video = |plan: &GenerationPlan| key_frames(&engine, &cx(), plan);
+    let none = video(&with(&[])).unwrap();
+    let style = with(&["style"]);
+    assert!(video(&style).unwrap() != none);
+    assert!(video(&with(&["style:0"])).unwrap() == none);
+    assert!(video(&with(&[])).unwrap() == none, "the shared weights have changed");
+    let warnings = engine.warnings(&style);
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("style.safetensors") && warnings[0].contains("lora_te_encoder.lora_up.weight"));
+    assert!(engine.warnings(&with(&[])).is_empty());
+
+    let broken = video(&with(&["broken"])).unwrap_err();
+    assert!(matches!(broken, StageError::InvalidArgument { field: "loras", .. }), "{broken:?}");
+    assert!(
+        broken.to_string().contains("broken.safetensors") && broken.to_string().contains("to_q.lora_B"),
+        "{broken}"
+    );
+    let twice = video(&with(&["style@high"])).unwrap_err();
+    assert!(twice.to_string().contains("one transformer"), "{twice}");
+}

@@ -7,6 +7,8 @@ mod adapters;
 mod file;
 mod keys;
 mod layers;
+mod library;
 
 pub use adapters::{Adapters, LayerAdapters, LowRank};
 pub use file::LoraFile;
+pub use library::{LoraLibrary, LoraSet};
