@@ -150,12 +150,12 @@ fn transformer_of_odd_sizes_without_cross_norm_matches_diffusers() {
     check_transformer("transformer_odd", Precision::Bf16, BF16_MAX);
 }
 
-/// Weights rounded to 127ths of each row's largest and activations to those of each token's: up to a percent a product, over
-/// the ten products of a block.
-const INT8_MAX: f64 = 5e-2;
+/// Weights are rounded to 127ths of each row's largest and activations to those of each token's: about a percent a product,
+/// of which what a block adds to its tokens is a part. As much as bf16 may cost.
+const INT8_MAX: f64 = 2e-2;
 
 #[test]
-fn transformers_in_int8_stay_within_five_percent() {
+fn transformers_in_int8_stay_within_two_percent() {
     for name in ["transformer_tiny", "transformer_odd", "transformer_i2v", "transformer_flf2v", "transformer_ti2v"] {
         check_transformer(name, Precision::Int8, INT8_MAX);
     }
@@ -270,7 +270,8 @@ fn step_caches_leave_out_the_steps_that_diffusers_leaves_out() {
             assert_eq!((cache.stats().reused - before) as f32, *skipped, "{name} step {step}");
             let expected = expected.slice_outer(step..step + 1).unwrap();
             let expected = channels_last(&expected.reshape(&expected.shape()[1..]).unwrap()).unwrap();
-            assert_close(&format!("{name} step {step}"), &velocity, &expected, F32_MAX);
+            // Each step starts from where the one before ended: their differences add up.
+            assert_close(&format!("{name} step {step}"), &velocity, &expected, 10.0 * F32_MAX);
             latent = kernels::linear_combination(&[(1.0, &latent), (-1.0 / steps as f32, &velocity)]).unwrap();
         }
         assert_eq!(cache.stats().reused as f32, skipped.iter().sum::<f32>());
