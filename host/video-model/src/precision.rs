@@ -40,12 +40,15 @@ impl Precision {
     /// this precision.
     ///
     /// As 8-bit integers a layer is stored only where little is lost: one whose weights would move by more than
-    /// [`INT8_ERROR_MAX`] stays bf16.
+    /// [`INT8_ERROR_MAX`] stays bf16. Integers that a file holds are taken as they are.
     pub fn linear(self, scope: &Scope<'_>, name: &str, inputs: usize, outputs: usize) -> Result<PackedLinear> {
         if self != Self::Int8 {
             return scope.linear(name, inputs, outputs, self.activations());
         }
         let bias = scope.at(name).vector("bias", outputs)?;
+        if let Some(stored) = scope.int8(name, [outputs, inputs])? {
+            return Ok(PackedLinear::from_int8(&stored.values, &stored.scales, [outputs, inputs], Some(&bias))?);
+        }
         let weight = scope.at(name).tensor("weight", &[outputs, inputs], Dtype::F32)?;
         let error = int8_error(&weight);
         if error <= INT8_ERROR_MAX {
@@ -118,6 +121,26 @@ mod tests {
         let (int8, bf16) = (bytes_of_layer(1.0, Precision::Int8), bytes_of_layer(1.0, Precision::Bf16));
         assert!(int8 < bf16, "{int8} {bf16}");
         assert_eq!(bytes_of_layer(20.0, Precision::Int8), bf16);
+    }
+
+    #[test]
+    fn integers_that_a_file_holds_are_taken_as_they_are() {
+        // Far from what rounding to 127ths of the largest would make of them.
+        let (weight, scale, bias): (&[i8], f32, f32) = (&[3, -1, 0, 2], 0.25, 1.0);
+        let weight: Vec<u8> = weight.iter().map(|w| w.cast_unsigned()).collect();
+        let (scale, bias) = (scale.to_le_bytes(), bias.to_le_bytes());
+        let view = |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+        let views = [
+            ("to_q.weight", view(safetensors::Dtype::I8, &[1, 4], weight.as_slice())),
+            ("to_q.weight_scale", view(safetensors::Dtype::F32, &[1], scale.as_slice())),
+            ("to_q.bias", view(safetensors::Dtype::F32, &[1], bias.as_slice())),
+        ];
+        let weights = Weights::from_bytes("w", safetensors::serialize(views, None).unwrap()).unwrap();
+        let layer = Precision::Int8.linear(&weights.scope(""), "to_q", 4, 1).unwrap();
+        let x = Tensor::from_f32(&[127.0, 1.0, 5.0, -2.0], &[1, 4]).unwrap();
+        let y = kernels::linear(&x, &layer, kernels::Activation::None, Dtype::F32).unwrap();
+        assert_eq!(y.to_vec_f32(), [0.25 * (3.0 * 127.0 - 1.0 - 4.0) + 1.0]);
+        assert!(weights.unused().is_empty());
     }
 
     #[test]
