@@ -2,6 +2,7 @@
 
 use crate::error::{StageError, StageResult};
 use crate::limits;
+use crate::noise_process::NoiseProcess;
 use crate::request::{GenerationRequest, in_range, in_range_f32};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -14,17 +15,35 @@ pub enum Sampler {
     Euler,
     /// UniPC, predictor and corrector (arXiv 2302.04867).
     Unipc,
+    /// DPM-Solver++, multistep (arXiv 2211.01095).
+    #[serde(rename = "dpmpp-2m")]
+    DpmSolver,
+    /// The same as a stochastic equation.
+    #[serde(rename = "dpmpp-2m-sde")]
+    DpmSolverSde,
+    /// DDIM (arXiv 2010.02502).
+    Ddim,
+    /// DDPM's ancestral sampling (arXiv 2006.11239): DDIM with eta 1.
+    Ddpm,
+    /// Multistep consistency sampling for distilled models (arXiv 2310.04378).
+    Lcm,
 }
 
 impl Sampler {
     /// Every sampler.
-    pub const ALL: [Self; 2] = [Self::Euler, Self::Unipc];
+    pub const ALL: [Self; 7] =
+        [Self::Euler, Self::Unipc, Self::DpmSolver, Self::DpmSolverSde, Self::Ddim, Self::Ddpm, Self::Lcm];
 
     /// The name in requests.
     pub fn name(self) -> &'static str {
         match self {
             Self::Euler => "euler",
             Self::Unipc => "unipc",
+            Self::DpmSolver => "dpmpp-2m",
+            Self::DpmSolverSde => "dpmpp-2m-sde",
+            Self::Ddim => "ddim",
+            Self::Ddpm => "ddpm",
+            Self::Lcm => "lcm",
         }
     }
 
@@ -32,13 +51,19 @@ impl Sampler {
     pub fn orders(self) -> Option<RangeInclusive<u32>> {
         match self {
             Self::Unipc => Some(1..=3),
-            Self::Euler => None,
+            Self::DpmSolver | Self::DpmSolverSde => Some(1..=2),
+            Self::Euler | Self::Ddim | Self::Ddpm | Self::Lcm => None,
         }
+    }
+
+    /// Whether it looks at more than one of the network's answers.
+    pub fn is_multistep(self) -> bool {
+        self.orders().is_some()
     }
 
     /// Whether eta changes anything.
     pub fn takes_eta(self) -> bool {
-        false
+        matches!(self, Self::Euler | Self::Ddim)
     }
 }
 
@@ -125,6 +150,8 @@ pub struct SamplerSettings {
     pub shift: f32,
     /// Share of the noise that is drawn anew at each step, from 0 to 1.
     pub eta: f32,
+    /// What the model was trained on; not a request's to choose.
+    pub process: NoiseProcess,
 }
 
 impl SamplerSettings {
@@ -141,6 +168,7 @@ impl SamplerSettings {
             steps,
             shift,
             eta: 0.0,
+            process: NoiseProcess::default(),
         }
     }
 
@@ -150,35 +178,60 @@ impl SamplerSettings {
         let sampler = request.sampler.unwrap_or(self.sampler);
         // A model's own order and eta belong to its own sampler.
         let own = if sampler == self.sampler { self } else { Self { solver_order: Self::ORDER, eta: 0.0, ..self } };
-        let refuse = |field, message: String| Err(StageError::invalid(field, message));
-        match (request.solver_order, sampler.orders()) {
-            (Some(_), None) => {
-                return refuse("solver_order", format!("`{}` has one order only; leave this out", sampler.name()));
-            }
-            (Some(order), Some(orders)) if !orders.contains(&order) => {
-                let (min, max) = orders.into_inner();
-                return refuse("solver_order", format!("{order} is out of range: between {min} and {max}"));
-            }
-            _ => {}
-        }
-        if request.solver_type.is_some() && sampler != Sampler::Unipc {
-            return refuse(
-                "solver_type",
-                format!("only `unipc` looks at this; leave it out with `{}`", sampler.name()),
-            );
-        }
-        if request.eta.is_some_and(|eta| eta != 0.0) && !sampler.takes_eta() {
-            return refuse("eta", format!("`{}` takes no share of new noise; leave this out", sampler.name()));
-        }
+        let schedule = request.schedule.unwrap_or(own.schedule);
+        own.check_order(request, sampler)?;
+        own.check_applies(request, sampler, schedule)?;
         Ok(Self {
             sampler,
             solver_order: request.solver_order.unwrap_or(own.solver_order),
             solver_type: request.solver_type.unwrap_or(own.solver_type),
-            schedule: request.schedule.unwrap_or(own.schedule),
+            schedule,
             steps: in_range("steps", request.steps.unwrap_or(own.steps), 1, limits::STEPS_MAX, "steps")?,
             shift: in_range_f32("shift", request.shift.unwrap_or(own.shift), 0.01, 100.0)?,
             eta: in_range_f32("eta", request.eta.unwrap_or(own.eta), 0.0, 1.0)?,
+            process: own.process,
         })
+    }
+
+    fn check_order(&self, request: &GenerationRequest, sampler: Sampler) -> StageResult<()> {
+        let refuse = |message: String| Err(StageError::invalid("solver_order", message));
+        match (request.solver_order, sampler.orders()) {
+            (Some(_), None) => refuse(format!("`{}` has one order only; leave this out", sampler.name())),
+            (Some(order), Some(orders)) if !orders.contains(&order) => {
+                let (min, max) = orders.into_inner();
+                refuse(format!("{order} is out of range: between {min} and {max} with `{}`", sampler.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what the chosen sampler would not look at.
+    fn check_applies(&self, request: &GenerationRequest, sampler: Sampler, schedule: SigmaSchedule) -> StageResult<()> {
+        let name = sampler.name();
+        let refuse = |field, message: String| Err(StageError::invalid(field, message));
+        let is_flow = self.process == NoiseProcess::Flow;
+        let spread = schedule != SigmaSchedule::Uniform;
+        if request.solver_type.is_some() && sampler != Sampler::Unipc {
+            return refuse("solver_type", format!("only `unipc` looks at this; leave it out with `{name}`"));
+        }
+        if request.eta.is_some_and(|eta| eta != 0.0) && !sampler.takes_eta() {
+            return refuse("eta", format!("`{name}` does not look at this; choose `euler` or `ddim`, or leave it out"));
+        }
+        if request.shift.is_some() && !is_flow {
+            return refuse("shift", "this model is no flow model: its noise schedule has no shift".to_owned());
+        }
+        if request.shift.is_some() && spread && sampler.is_multistep() {
+            let message = format!("`{name}` spreads `{}` levels without a shift; leave it out", schedule.name());
+            return refuse("shift", message);
+        }
+        if request.schedule.is_some()
+            && spread
+            && !is_flow
+            && matches!(sampler, Sampler::Ddim | Sampler::Ddpm | Sampler::Lcm)
+        {
+            return refuse("schedule", format!("`{name}` visits the levels of training; choose `uniform`"));
+        }
+        Ok(())
     }
 }
 

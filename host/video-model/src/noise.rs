@@ -13,22 +13,30 @@ use std::path::Path;
 /// Shape of a latent: channels, frames, height, width. Its elements lie in that order, width fastest.
 pub type LatentShape = [usize; 4];
 
-/// `count` standard normal numbers: the ChaCha20 stream of `seed` through the Box–Muller transform, two numbers from two
-/// 32-bit words. Own arithmetic rather than a library's, so that a seed means the same noise in every later version.
+/// `count` standard normal numbers: the first stream of `seed`. The noise that a generation starts from.
 pub fn gaussian(seed: u64, count: usize) -> Vec<f32> {
+    let mut noise = vec![0.0; count];
+    fill_gaussian(seed, 0, &mut noise);
+    noise
+}
+
+/// Fills `noise` with standard normal numbers: the ChaCha20 stream number `stream` of `seed` through the Box–Muller
+/// transform, two numbers from two 32-bit words. Own arithmetic rather than a library's, so that a seed means the same
+/// noise in every later version. Streams do not overlap: a sampler's step k takes stream k + 1.
+pub fn fill_gaussian(seed: u64, stream: u64, noise: &mut [f32]) {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
-    let mut stream = ChaCha20Rng::from_seed(key);
-    let mut noise = Vec::with_capacity(count + 1);
+    let mut words = ChaCha20Rng::from_seed(key);
+    words.set_stream(stream);
     const WORDS: f64 = 4_294_967_296.0;
-    while noise.len() < count {
+    for pair in noise.chunks_mut(2) {
         // The first is never 0, whose logarithm is not finite.
-        let radius = (-2.0 * ((f64::from(stream.next_u32()) + 1.0) / WORDS).ln()).sqrt();
-        let (sin, cos) = (TAU * f64::from(stream.next_u32()) / WORDS).sin_cos();
-        noise.extend([(radius * cos) as f32, (radius * sin) as f32]);
+        let radius = (-2.0 * ((f64::from(words.next_u32()) + 1.0) / WORDS).ln()).sqrt();
+        let (sin, cos) = (TAU * f64::from(words.next_u32()) / WORDS).sin_cos();
+        for (x, side) in pair.iter_mut().zip([cos, sin]) {
+            *x = (radius * side) as f32;
+        }
     }
-    noise.truncate(count);
-    noise
 }
 
 /// The f32 tensor `name` of `shape` from a safetensors file; a leading batch dimension of 1 is allowed.
@@ -76,6 +84,15 @@ mod tests {
         let long = gaussian(3, 1001);
         assert_eq!(gaussian(3, 501), long[..501]);
         assert!(gaussian(4, 501).iter().zip(&long).filter(|(a, b)| a == b).count() < 3);
+    }
+
+    #[test]
+    fn streams_of_a_seed_are_strangers() {
+        let n = 10_000;
+        let (first, mut second) = (gaussian(3, n), vec![0.0; n]);
+        fill_gaussian(3, 1, &mut second);
+        let correlation = first.iter().zip(&second).map(|(a, b)| f64::from(a * b)).sum::<f64>() / n as f64;
+        assert!(correlation.abs() < 5.0 / (n as f64).sqrt(), "{correlation}");
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Denoise {
             step_cache: plan.step_cache,
             size: plan.key_frame_size,
             shape,
-            sampler: SamplerState::new(&plan.sampling),
+            sampler: SamplerState::new(&plan.sampling, plan.seed),
             latent,
             known: Known::Nothing,
             known_steps: encoder.as_ref().map_or(0, KnownEncoder::steps),

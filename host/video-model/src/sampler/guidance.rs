@@ -147,9 +147,47 @@ fn standard_deviation(values: &[f32]) -> f64 {
 mod tests {
     use super::*;
     use pipeline::GuidanceInterval;
+    use safetensors::SafeTensors;
 
     fn settings(scale: f32, kind: &str) -> GuidanceSettings {
         GuidanceSettings { kind: kind.parse().unwrap(), ..GuidanceSettings::cfg(scale) }
+    }
+
+    const GOLDEN: &[u8] =
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/goldens/guidance.safetensors"));
+
+    /// The guiders of diffusers, over the steps of a generation (`tests/parity/guidance.py`).
+    #[test]
+    fn every_kind_of_guidance_follows_diffusers_step_by_step() {
+        let file = SafeTensors::deserialize(GOLDEN).unwrap();
+        let rows = |name: &str| -> Vec<Vec<f32>> {
+            let tensor = file.tensor(name).unwrap();
+            let values = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            values.collect::<Vec<_>>().chunks(tensor.shape()[1]).map(<[f32]>::to_vec).collect()
+        };
+        let (_, metadata) = SafeTensors::read_metadata(GOLDEN).unwrap();
+        let cases = metadata.metadata().clone().unwrap();
+        assert_eq!(cases.len(), 24);
+        let (conditional, unconditional) = (rows("conditional"), rows("unconditional"));
+        for (name, case) in &cases {
+            let case: serde_json::Value = serde_json::from_str(case).unwrap();
+            let number = |key: &str| case[key].as_f64().unwrap() as f32;
+            let mut guidance = Guidance::new(&GuidanceSettings {
+                kind: case["kind"].as_str().unwrap().parse().unwrap(),
+                interval: case["interval"].as_str().unwrap().parse().unwrap(),
+                rescale: number("rescale"),
+                scale: number("scale"),
+            });
+            for (step, expected) in rows(name).iter().enumerate() {
+                let mut answer = conditional[step].clone();
+                let needed = guidance.needs_negative(step, conditional.len());
+                guidance.combine(step, &mut answer, needed.then_some(unconditional[step].as_slice()));
+                for (a, b) in answer.iter().zip(expected) {
+                    // Sums of 40 in float32.
+                    assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{name}, step {step}: {a} is not {b}");
+                }
+            }
+        }
     }
 
     #[test]

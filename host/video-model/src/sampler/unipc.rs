@@ -1,104 +1,133 @@
-//! UniPC (arXiv 2302.04867), order 2, B(h) = eʰ − 1, on predictions of the clean latent.
+//! UniPC (arXiv 2302.04867), orders 1 to 3, on predictions of the picture.
 
-/// What a multistep update remembers: the last two predictions and the latent that the last step started from.
-#[derive(Debug, Default)]
+use super::combine::combine;
+use super::multistep::{History, Interval};
+use super::prediction::Mix;
+use super::schedule::Step;
+use pipeline::SolverType;
+
+/// Highest order.
+const ORDER_MAX: usize = 3;
+
+/// A predictor step forwards, and at its end, when the network has answered there, the same step again as a corrector.
+#[derive(Debug)]
 pub(super) struct UniPc {
-    /// Predicted clean latents, newest last.
-    predictions: Vec<Vec<f32>>,
+    history: History,
+    /// The latent that the last step started from.
     start: Vec<f32>,
+    solver_type: SolverType,
+    order_max: usize,
+    /// Order of the last step.
     order: usize,
 }
 
-/// x′ = x_factor·x + Σ weights·predictions; the update is linear in everything but the noise levels.
-struct Exponential {
-    x_factor: f64,
-    /// α·(eʰ − 1), which is also α·B(h).
-    scale: f64,
-    /// h, negated: the exponent of the prediction form.
-    exponent: f64,
-}
-
-impl Exponential {
-    fn between(from: f32, to: f32) -> Self {
-        let exponent = half_log_snr(from) - half_log_snr(to);
-        Self { x_factor: f64::from(to) / f64::from(from), scale: (1.0 - f64::from(to)) * exponent.exp_m1(), exponent }
-    }
-
-    /// (λ_older − λ_from) / h: where the older prediction lies, in units of this step.
-    fn ratio(&self, older: f32, from: f32) -> f64 {
-        (half_log_snr(older) - half_log_snr(from)) / -self.exponent
-    }
-}
-
-/// λ = ln α − ln σ with α = 1 − σ; infinite at σ = 0.
-fn half_log_snr(sigma: f32) -> f64 {
-    (1.0 - f64::from(sigma)).ln() - f64::from(sigma).ln()
-}
-
 impl UniPc {
-    pub(super) fn step(&mut self, sigmas: &[f32], index: usize, latent: &mut [f32], velocity: &[f32]) {
-        let sigma = sigmas[index];
-        let prediction: Vec<f32> = latent.iter().zip(velocity).map(|(x, v)| x - sigma * v).collect();
-        if index > 0 {
+    pub(super) fn new(order: u32, solver_type: SolverType) -> Self {
+        let order_max = (order as usize).clamp(1, ORDER_MAX);
+        Self { history: History::new(order_max), start: Vec::new(), solver_type, order_max, order: 0 }
+    }
+
+    /// Moves `latent` over `step`; `left` steps are left, this one included.
+    pub(super) fn step(&mut self, mix: Mix, step: &Step, left: usize, latent: &mut [f32], answer: &[f32]) {
+        let picture = self.history.predict(mix, latent, answer);
+        if self.order > 0 {
             // Before the history moves on: the corrector redoes the previous step, now that its end has been evaluated.
-            self.correct(sigmas, index, latent, &prediction);
+            let interval = Interval::between(self.history.level(0), step.from);
+            latent.copy_from_slice(&self.start);
+            self.advance(interval, latent, Some(&picture));
         }
-        if self.predictions.len() == 2 {
-            self.predictions.remove(0);
-        }
-        self.predictions.push(prediction);
-        let left = sigmas.len() - 1 - index;
-        self.order = 2.min(left).min(self.predictions.len());
-        self.start = latent.to_vec();
-        self.predict(sigmas, index, latent);
+        self.history.push(step.from, picture);
+        // Lower orders at the end: the last step leads to an infinite signal-to-noise ratio.
+        self.order = self.order_max.min(left).min(self.history.len());
+        self.start.clear();
+        self.start.extend_from_slice(latent);
+        self.advance(Interval::between(step.from, step.to), latent, None);
     }
 
-    /// From `latent` at `sigmas[index]` to the next level.
-    fn predict(&self, sigmas: &[f32], index: usize, latent: &mut [f32]) {
-        let update = Exponential::between(sigmas[index], sigmas[index + 1]);
-        let newest = self.predictions.len() - 1;
-        let m0 = &self.predictions[newest];
-        if self.order == 1 {
-            combine(latent, update.x_factor, &[(-update.scale, m0)]);
-            return;
+    /// Over `interval` from the newest level, with the picture at its end when that is known.
+    fn advance(&self, interval: Interval, latent: &mut [f32], end: Option<&[f32]>) {
+        let ratios: Vec<f64> = (1..self.order).map(|age| interval.position(self.history.level(age))).collect();
+        let weights = self.weights(interval.h, &ratios, end.is_some());
+        let scale = -interval.alpha * self.base(-interval.h);
+        let mut newest = -interval.alpha * (-interval.h).exp_m1();
+        let mut terms: Vec<(f64, &[f32])> = Vec::with_capacity(ORDER_MAX + 1);
+        for (age, (ratio, weight)) in ratios.iter().zip(&weights).enumerate() {
+            let slope = scale * weight / ratio;
+            terms.push((slope, self.history.picture(age + 1)));
+            newest -= slope;
         }
-        let slope = 0.5 * update.scale / update.ratio(sigmas[index - 1], sigmas[index]);
-        combine(latent, update.x_factor, &[(slope - update.scale, m0), (-slope, &self.predictions[newest - 1])]);
+        if let (Some(end), Some(weight)) = (end, weights.last()) {
+            terms.push((scale * weight, end));
+            newest -= scale * weight;
+        }
+        terms.push((newest, self.history.picture(0)));
+        combine(latent, interval.keep, &terms);
     }
 
-    /// `latent` becomes the corrected latent at `sigmas[index]`; `prediction` is the model's at the uncorrected one.
-    fn correct(&self, sigmas: &[f32], index: usize, latent: &mut [f32], prediction: &[f32]) {
-        let update = Exponential::between(sigmas[index - 1], sigmas[index]);
-        let newest = self.predictions.len() - 1;
-        let m0 = &self.predictions[newest];
-        latent.copy_from_slice(&self.start);
-        if self.order == 1 {
-            combine(latent, update.x_factor, &[(-0.5 * update.scale, m0), (-0.5 * update.scale, prediction)]);
-            return;
+    /// B(h) for h with its sign changed.
+    fn base(&self, z: f64) -> f64 {
+        match self.solver_type {
+            SolverType::Bh1 => z,
+            SolverType::Bh2 => z.exp_m1(),
         }
-        let ratio = update.ratio(sigmas[index - 2], sigmas[index - 1]);
-        let [older, here] = corrector_weights(&update, ratio);
-        let (slope, end) = (update.scale * older / ratio, update.scale * here);
-        let weights =
-            [(slope + end - update.scale, &**m0), (-slope, &self.predictions[newest - 1]), (-end, prediction)];
-        combine(latent, update.x_factor, &weights);
+    }
+
+    /// Weights ρ of the differences from the newest prediction: those at `ratios`, then that of the step's end for the
+    /// corrector. They solve Σ ρ·ratioᵏ = φ(k + 2)·(k + 1)!·h / B(h); the lowest orders have constants instead.
+    fn weights(&self, h: f64, ratios: &[f64], corrects: bool) -> Vec<f64> {
+        let known = ratios.len() + usize::from(corrects);
+        if known <= 1 {
+            return vec![0.5; known];
+        }
+        let z = -h;
+        let base = self.base(z);
+        let mut phi = z.exp_m1() / z - 1.0;
+        let mut factorial = 1.0;
+        let mut right = [0.0; ORDER_MAX];
+        for (k, value) in right.iter_mut().enumerate() {
+            *value = phi * factorial / base;
+            factorial *= (k + 2) as f64;
+            phi = phi / z - 1.0 / factorial;
+        }
+        let mut nodes = ratios.to_vec();
+        if corrects {
+            nodes.push(1.0);
+        }
+        solve_moments(&nodes, &right[..known])
     }
 }
 
-/// ρ of the order-2 corrector: solves [[1, 1], [ratio, 1]]·ρ = b, b from the φ functions of the exponent.
-fn corrector_weights(update: &Exponential, ratio: f64) -> [f64; 2] {
-    let z = update.exponent;
-    let growth = z.exp_m1();
-    let phi_2 = growth / z - 1.0;
-    let phi_3 = phi_2 / z - 0.5;
-    let b = [phi_2 / growth, 2.0 * phi_3 / growth];
-    let older = (b[0] - b[1]) / (1.0 - ratio);
-    [older, b[0] - older]
+/// ρ with Σ ρᵢ·nodeᵢᵏ = rightₖ for each k from 0, for distinct nodes: each ρ is `right` applied to the coefficients of the
+/// Lagrange polynomial that is 1 at its node and 0 at the others.
+fn solve_moments(nodes: &[f64], right: &[f64]) -> Vec<f64> {
+    let weight = |i: usize| {
+        let mut polynomial = vec![1.0];
+        let mut scale = 1.0;
+        for (_, node) in nodes.iter().enumerate().filter(|(j, _)| *j != i) {
+            // Times (x − node).
+            polynomial.push(0.0);
+            for k in (0..polynomial.len()).rev() {
+                let lower = if k > 0 { polynomial[k - 1] } else { 0.0 };
+                polynomial[k] = lower - node * polynomial[k];
+            }
+            scale *= nodes[i] - node;
+        }
+        polynomial.iter().zip(right).map(|(p, r)| p * r).sum::<f64>() / scale
+    };
+    (0..nodes.len()).map(weight).collect()
 }
 
-fn combine(latent: &mut [f32], x_factor: f64, terms: &[(f64, &[f32])]) {
-    for (i, x) in latent.iter_mut().enumerate() {
-        let sum: f64 = terms.iter().map(|(weight, m)| weight * f64::from(m[i])).sum();
-        *x = (x_factor * f64::from(*x) + sum) as f32;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_have_the_moments_that_were_asked_for() {
+        let (nodes, right) = ([-1.7, -0.6, 1.0], [0.4, 0.3, -0.2]);
+        let weights = solve_moments(&nodes, &right);
+        for (k, expected) in right.iter().enumerate() {
+            let moment: f64 = weights.iter().zip(&nodes).map(|(w, n)| w * n.powi(k as i32)).sum();
+            assert!((moment - expected).abs() < 1e-12);
+        }
     }
 }
