@@ -47,6 +47,36 @@ fn generate_gives_the_same_bytes_for_a_seed_and_keeps_a_given_picture_in_mind() 
 }
 
 #[test]
+fn every_sampler_and_guidance_makes_a_video_of_its_own_and_the_same_one_again() {
+    let dir = TempDir::new().unwrap();
+    let small = "generate --steps 3 --frames 2 --seconds 0.25 --fps 8 --seed 7 --guidance 4 --out";
+    let generate = |more: &str, name: &str| {
+        let out = file(&dir, name);
+        let args: Vec<&str> = small.split(' ').chain([text(&out)]).chain(more.split(' ')).collect();
+        run(&[&args[..], &["--prompt", "a red star moves up"]].concat());
+        read_frames(&out)
+    };
+    let ways = [
+        "--sampler euler",
+        "--sampler euler --eta 0.5",
+        "--sampler unipc --solver-order 3 --solver-type bh1",
+        "--sampler dpmpp-2m --schedule karras",
+        "--sampler dpmpp-2m-sde --schedule exponential",
+        "--sampler ddim --eta 1 --schedule beta",
+        "--sampler ddpm --shift 5",
+        "--sampler lcm",
+        "--sampler euler --guidance-kind apg:parallel=0",
+        "--sampler euler --guidance-kind cfg-zero --guidance-rescale 0.7",
+        "--sampler euler --guidance-interval 0.4..0.9",
+    ];
+    let mut videos: Vec<_> = ways.iter().enumerate().map(|(i, way)| generate(way, &format!("frames{i}"))).collect();
+    assert_eq!(videos[7], generate(ways[7], "again"), "a stochastic sampler repeats itself from its seed");
+    videos.sort();
+    videos.dedup();
+    assert_eq!(videos.len(), ways.len());
+}
+
+#[test]
 fn interpolate_doubles_the_frames_and_quality_compares_them() {
     let dir = TempDir::new().unwrap();
     let (frames, doubled) = (file(&dir, "frames"), file(&dir, "doubled"));
@@ -79,13 +109,22 @@ fn interpolate_doubles_the_frames_and_quality_compares_them() {
 fn a_wrong_value_exits_with_3_and_says_what_would_be_right() {
     let dir = TempDir::new().unwrap();
     let out = file(&dir, "a.mp4");
-    let cases: [(&[&str], &str); 6] = [
+    let generate =
+        |field: &'static str, value: &'static str| ["generate", "--prompt", "a", field, value, "--out", "a.mp4"];
+    let cases: [(&[&str], &str); 13] = [
         (&["generate", "--prompt", "a", "--size", "13x7", "--out", text(&out)], "even"),
         (&["generate", "--prompt", "", "--out", text(&out)], "prompt"),
         (&["generate", "--prompt", "a", "--sampler", "magic", "--out", text(&out)], "euler"),
         (&["generate", "--prompt", "a", "--device", "cuda:0", "--out", text(&out)], "cpu"),
         (&["generate", "--prompt", "a", "--model", "no-such-model", "--out", text(&out)], "there is no model"),
         (&["interpolate", "/no/such/file.mp4"], "no such file"),
+        (&generate("--schedule", "cubic"), "karras"),
+        (&generate("--eta", "2"), "eta"),
+        (&generate("--solver-order", "7"), "solver_order"),
+        (&generate("--guidance-kind", "magic"), "cfg-zero"),
+        (&generate("--guidance-interval", "0.9..0.1"), "0.1..0.9"),
+        (&generate("--guidance-rescale", "-1"), "guidance_rescale"),
+        (&generate("--step-cache", "magic"), "first-block"),
     ];
     for (args, hint) in cases {
         let output = zoetrope().args(args).output().unwrap();

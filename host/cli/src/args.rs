@@ -51,7 +51,9 @@ Examples:
 Examples:
   zoetrope generate --prompt \"a blue circle moves left\" --out a.mp4
   zoetrope generate --prompt \"a red star grows\" --image first.png --seed 7 --out a.mp4
-  zoetrope generate --prompt \"a green heart grows\" --seconds 4 --size 720x480 --out frames/")]
+  zoetrope generate --prompt \"a green heart grows\" --seconds 4 --size 720x480 --out frames/
+  zoetrope generate --prompt \"a red star grows\" --sampler dpmpp-2m --schedule karras --out a.mp4
+  zoetrope generate --prompt \"a red star grows\" --guidance-kind apg --guidance-interval 0.1..0.9 --out a.mp4")]
     Generate(Box<Generate>),
 
     /// Put frames between the frames of a video.
@@ -163,18 +165,8 @@ pub struct Generate {
     /// Last key frame.
     #[arg(long, value_hint = ValueHint::FilePath)]
     pub last_image: Option<PathBuf>,
-    /// Sampler steps.
-    #[arg(long, allow_negative_numbers = true)]
-    pub steps: Option<u32>,
-    /// Strength of guidance; 1 switches it off.
-    #[arg(long)]
-    pub guidance: Option<f32>,
-    /// Shift of the noise schedule.
-    #[arg(long)]
-    pub shift: Option<f32>,
-    /// `euler` or `unipc`.
-    #[arg(long)]
-    pub sampler: Option<String>,
+    #[command(flatten)]
+    pub sampling: Sampling,
     /// Seed of the noise; drawn and printed when not given.
     #[arg(long)]
     pub seed: Option<u64>,
@@ -201,6 +193,48 @@ pub struct Generate {
     /// An .mp4 file, or a folder for numbered PNG frames.
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub out: PathBuf,
+}
+
+/// How the noise is integrated away. What is left out is the model's choice.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct Sampling {
+    /// Sampler steps.
+    #[arg(long, allow_negative_numbers = true)]
+    pub steps: Option<u32>,
+    /// `euler`, `unipc`, `dpmpp-2m`, `dpmpp-2m-sde`, `ddim`, `ddpm` or `lcm`.
+    #[arg(long)]
+    pub sampler: Option<String>,
+    /// Order of `unipc` (1 to 3) or `dpmpp-2m` (1 or 2).
+    #[arg(long)]
+    pub solver_order: Option<u32>,
+    /// B(h) of `unipc`: `bh1` or `bh2`.
+    #[arg(long)]
+    pub solver_type: Option<String>,
+    /// Spread of the noise levels: `uniform`, `karras`, `exponential` or `beta`.
+    #[arg(long)]
+    pub schedule: Option<String>,
+    /// Shift of the noise levels towards high noise; 1 shifts nothing.
+    #[arg(long)]
+    pub shift: Option<f32>,
+    /// Share of the noise that `euler` and `ddim` draw anew at each step, 0 to 1.
+    #[arg(long, allow_negative_numbers = true)]
+    pub eta: Option<f32>,
+    /// Strength of guidance; 1 switches it off.
+    #[arg(long)]
+    pub guidance: Option<f32>,
+    /// `cfg`, `cfg-zero`, `cfg-zero:steps=2`, `apg` or `apg:momentum=-0.5,norm=15,parallel=0`.
+    #[arg(long)]
+    pub guidance_kind: Option<String>,
+    /// How far guidance is taken back to the prompt's own contrast, 0 to 1.
+    #[arg(long, allow_negative_numbers = true)]
+    pub guidance_rescale: Option<f32>,
+    /// Guided part of the steps, like 0.1..0.9; the others take half the time.
+    #[arg(long, value_name = "START..END")]
+    pub guidance_interval: Option<String>,
+    /// Reuse a step's work in the next one: `none`, `first-block:0.05` or `mag:0.06`. Faster, and not quite the same video.
+    #[arg(long)]
+    pub step_cache: Option<String>,
 }
 
 #[derive(Debug, Args, Clone)]

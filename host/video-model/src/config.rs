@@ -2,9 +2,10 @@
 
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
+use crate::scheduler_config::SchedulerConfig;
 use crate::transformer::TransformerConfig;
 use crate::vae::VaeConfig;
-use pipeline::{FrameSize, PicturesTaken, Sampler, SamplerSettings, Taken};
+use pipeline::{FrameSize, PicturesTaken, SamplerSettings, Taken};
 use serde::Deserialize;
 
 /// Where known frames enter the transformer.
@@ -162,8 +163,8 @@ fn sampling_defaults(
     let scheduler: SchedulerConfig = files.read_json(SCHEDULER)?;
     let ours = index.zoetrope.clone().unwrap_or_default();
     let advice = Advice::of(index);
-    let mut sampling = scheduler.settings(&files.name_of(SCHEDULER))?;
-    sampling.steps = ours.steps.unwrap_or(advice.steps);
+    let mut sampling =
+        scheduler.settings(&files.name_of(SCHEDULER), ours.steps.unwrap_or(advice.steps), SHIFT)?;
     sampling.shift = ours.shift.unwrap_or(sampling.shift);
     let [width, height] = ours.size.unwrap_or(advice.size);
     let defaults = SamplingDefaults {
@@ -244,45 +245,10 @@ struct OurKeys {
     shift: Option<f32>,
 }
 
-#[derive(Deserialize)]
-struct SchedulerConfig {
-    #[serde(rename = "_class_name", default)]
-    class_name: String,
-    num_train_timesteps: Option<u32>,
-    flow_shift: Option<f32>,
-    shift: Option<f32>,
-    prediction_type: Option<String>,
-    solver_order: Option<u32>,
-}
-
-impl SchedulerConfig {
-    /// The sampling that the file describes, at Wan's number of steps.
-    fn settings(&self, file: &str) -> Result<SamplerSettings> {
-        let settings = |sampler, shift: Option<f32>| SamplerSettings::new(sampler, STEPS, shift.unwrap_or(SHIFT));
-        if self.num_train_timesteps.is_some_and(|n| n != 1000) {
-            return Err(ModelError::Unsupported(format!("num_train_timesteps other than 1000 ({file})")));
-        }
-        match self.class_name.as_str() {
-            "FlowMatchEulerDiscreteScheduler" => Ok(settings(Sampler::Euler, self.shift)),
-            "UniPCMultistepScheduler" => {
-                if self.prediction_type.as_deref().is_some_and(|kind| kind != "flow_prediction") {
-                    return Err(ModelError::Unsupported(format!(
-                        "prediction_type other than flow_prediction ({file})"
-                    )));
-                }
-                if self.solver_order.is_some_and(|order| order != 2) {
-                    return Err(ModelError::Unsupported(format!("solver_order other than 2 ({file})")));
-                }
-                Ok(settings(Sampler::Unipc, self.flow_shift))
-            }
-            other => Err(ModelError::Unsupported(format!("scheduler {other} ({file})"))),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pipeline::Sampler;
     use std::fs;
 
     const TRANSFORMER_T2V: &str = r#"{"_class_name": "WanTransformer3DModel", "in_channels": 16, "out_channels": 16}"#;
@@ -362,6 +328,6 @@ mod tests {
     fn other_pipelines_and_schedulers_are_named() {
         let wan = r#"{"_class_name": "WanPipeline"}"#;
         assert!(load(r#"{"_class_name": "LTXPipeline"}"#, UNIPC).unwrap_err().to_string().contains("LTXPipeline"));
-        assert!(load(wan, r#"{"_class_name": "DDIMScheduler"}"#).unwrap_err().to_string().contains("DDIMScheduler"));
+        assert!(load(wan, r#"{"_class_name": "HeunScheduler"}"#).unwrap_err().to_string().contains("HeunScheduler"));
     }
 }

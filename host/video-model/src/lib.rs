@@ -18,6 +18,7 @@ mod precision;
 pub mod quality;
 pub mod registry;
 pub mod sampler;
+mod scheduler_config;
 pub mod text;
 pub mod transformer;
 pub mod vae;

@@ -4,10 +4,11 @@ use crate::args::{Engine, Generate};
 use crate::failure::{CommandResult, Failure};
 use crate::output::Output;
 use crate::progress::StageBars;
-use pipeline::{GenerationRequest, Lane, LoraChoice, StageContext};
+use pipeline::{GenerationRequest, Lane, LoraChoice, StageContext, StageError};
 use serde_json::json;
 use server::OpenError;
 use server::local::{EngineOptions, Generated, LocalEngine, LocalGeneration};
+use std::str::FromStr;
 
 impl Engine {
     /// The options of the local engine, for a model.
@@ -65,20 +66,32 @@ fn request(args: &Generate) -> Result<GenerationRequest, Failure> {
         Some(seconds) if seconds > 0.0 && seconds < 1e6 => Some((seconds * 1000.0).round() as u32),
         Some(_) => return Err(Failure::refused("--seconds must be more than 0")),
     };
+    let sampling = &args.sampling;
     Ok(GenerationRequest {
         prompt: args.prompt.clone(),
         negative_prompt: args.negative.clone(),
         model: None,
-        size: args.size.as_deref().map(str::parse).transpose()?,
+        size: parsed(&args.size)?,
         duration_ms,
         fps: args.fps,
         key_frames: args.frames,
-        steps: args.steps,
-        guidance: args.guidance,
-        shift: args.shift,
-        sampler: args.sampler.as_deref().map(str::parse).transpose()?,
+        steps: sampling.steps,
+        sampler: parsed(&sampling.sampler)?,
+        solver_order: sampling.solver_order,
+        solver_type: parsed(&sampling.solver_type)?,
+        schedule: parsed(&sampling.schedule)?,
+        shift: sampling.shift,
+        eta: sampling.eta,
+        guidance: sampling.guidance,
+        guidance_kind: parsed(&sampling.guidance_kind)?,
+        guidance_rescale: sampling.guidance_rescale,
+        guidance_interval: parsed(&sampling.guidance_interval)?,
+        step_cache: parsed(&sampling.step_cache)?,
         loras: args.lora.iter().map(|lora| lora.parse::<LoraChoice>()).collect::<Result<Vec<_>, _>>()?,
         seed: args.seed,
-        ..GenerationRequest::default()
     })
+}
+
+fn parsed<T: FromStr<Err = StageError>>(text: &Option<String>) -> Result<Option<T>, StageError> {
+    text.as_deref().map(str::parse).transpose()
 }

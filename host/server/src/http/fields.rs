@@ -131,8 +131,15 @@ impl Fields {
             shift: self.number("shift", "a number")?,
             sampler: self.parsed::<Sampler>("sampler")?,
             loras: self.list("loras")?,
+            solver_order: self.number("solver_order", count)?,
+            solver_type: self.parsed("solver_type")?,
+            schedule: self.parsed("schedule")?,
+            eta: self.number("eta", "a number from 0 to 1")?,
+            guidance_kind: self.parsed("guidance_kind")?,
+            guidance_rescale: self.number("guidance_rescale", "a number from 0 to 1")?,
+            guidance_interval: self.parsed("guidance_interval")?,
+            step_cache: self.parsed("step_cache")?,
             seed: self.number("seed", count)?,
-            ..GenerationRequest::default()
         };
         if request.model.as_ref().is_some_and(|name| name.len() > MODEL_NAME_BYTES_MAX) {
             return Err(refuse("model", format!("at most {MODEL_NAME_BYTES_MAX} bytes")));
@@ -312,6 +319,28 @@ mod tests {
     }
 
     #[test]
+    fn every_way_to_sample_and_guide_can_be_said() {
+        let request = read(json!({
+            "prompt": "a", "sampler": "dpmpp-2m-sde", "solver_order": "1", "schedule": "karras", "eta": 0, "shift": "5",
+            "guidance": 6, "guidance_kind": "apg:momentum=-0.5", "guidance_rescale": "0.7",
+            "guidance_interval": "0.1..0.9", "step_cache": "first-block:0.08",
+        }));
+        let request = request.unwrap().request;
+        assert_eq!(
+            (request.sampler, request.solver_order, request.shift),
+            (Some(Sampler::DpmSolverSde), Some(1), Some(5.0))
+        );
+        assert_eq!((request.eta, request.guidance_rescale), (Some(0.0), Some(0.7)));
+        assert_eq!(request.schedule.map(|kind| kind.name()), Some("karras"));
+        let text = |kind: Option<String>| kind.expect("given");
+        assert_eq!(text(request.guidance_kind.map(String::from)), "apg:momentum=-0.5,norm=15,parallel=1");
+        assert_eq!(text(request.guidance_interval.map(String::from)), "0.1..0.9");
+        assert_eq!(text(request.step_cache.map(String::from)), "first-block:0.08");
+        let unipc = read(json!({ "prompt": "a", "sampler": "unipc", "solver_type": "bh1" })).unwrap().request;
+        assert_eq!(unipc.solver_type, Some(pipeline::SolverType::Bh1));
+    }
+
+    #[test]
     fn functions_come_with_version_and_configuration_also_as_text_in_a_form() {
         let call = json!({ "name": "grain", "version": 2, "config": { "strength": 0.3, "on": true, "tint": "red" } });
         for hook in [call.clone(), Value::String(call.to_string())] {
@@ -356,6 +385,16 @@ mod tests {
             ("guidance", json!("strong")),
             ("guidance", json!([])),
             ("sampler", json!("magic")),
+            ("solver_order", json!("second")),
+            ("solver_type", json!("bh3")),
+            ("schedule", json!("cubic")),
+            ("eta", json!("some")),
+            ("guidance_kind", json!("cfg-one")),
+            ("guidance_kind", json!("apg:colour=1")),
+            ("guidance_rescale", json!({})),
+            ("guidance_interval", json!("0.9..0.1")),
+            ("guidance_interval", json!([0.1, 0.9])),
+            ("step_cache", json!("first-block:2")),
             ("model", json!("x".repeat(1000))),
             ("prompt_hook", json!("Bad Name")),
             ("prompt_hook", json!("{broken")),

@@ -25,7 +25,7 @@ const RHO: f64 = 7.0;
 /// Both parameters of the Beta distribution of arXiv 2407.12173.
 const SHAPE: f64 = 0.6;
 /// Γ(0.6)² / Γ(1.2).
-const BETA_FUNCTION: f64 = 1.489_192_248_812_817_1 * 1.489_192_248_812_817_1 / 0.918_168_742_399_760_6;
+const BETA_FUNCTION: f64 = 1.489_192_248_812_817 * 1.489_192_248_812_817 / 0.918_168_742_399_760_6;
 
 /// The x below which Beta(0.6, 0.6) has the probability `p`.
 fn beta_quantile(p: f64) -> f64 {
