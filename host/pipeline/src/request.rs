@@ -307,11 +307,78 @@ mod tests {
         assert_eq!(refused_field(|r| r.key_frames = Some(8)), "key_frames");
         assert_eq!(refused_field(|r| r.guidance = Some(f32::NAN)), "guidance");
         assert_eq!(refused_field(|r| r.shift = Some(0.0)), "shift");
+        assert_eq!(refused_field(|r| r.eta = Some(-0.1)), "eta");
+        assert_eq!(refused_field(|r| (r.sampler, r.eta) = (Some(Sampler::Ddim), Some(f32::NAN))), "eta");
+        assert_eq!(refused_field(|r| r.solver_order = Some(2)), "solver_order");
+        assert_eq!(refused_field(|r| r.solver_type = Some(SolverType::Bh1)), "solver_type");
+        assert_eq!(refused_field(|r| r.guidance_rescale = Some(1.5)), "guidance_rescale");
+        let apg = GuidanceKind::Apg { momentum: 2.0, norm: 15.0, parallel: 1.0 };
+        assert_eq!(refused_field(|r| r.guidance_kind = Some(apg)), "guidance_kind");
+        let backwards = GuidanceInterval { start: 0.5, end: 0.5 };
+        assert_eq!(refused_field(|r| r.guidance_interval = Some(backwards)), "guidance_interval");
+        let eager = StepCacheKind::FirstBlock { threshold: 1.5 };
+        assert_eq!(refused_field(|r| r.step_cache = Some(eager)), "step_cache");
         assert_eq!(refused_field(|r| r.fps = Some(0)), "fps");
         assert_eq!(refused_field(|r| r.duration_ms = Some(u32::MAX)), "seconds");
     }
 
+    #[test]
+    fn what_the_chosen_sampler_does_not_look_at_is_refused() {
+        let with = |sampler, change: fn(&mut GenerationRequest)| {
+            move |r: &mut GenerationRequest| {
+                r.sampler = Some(sampler);
+                change(r);
+            }
+        };
+        assert_eq!(refused_field(with(Sampler::Unipc, |r| r.eta = Some(0.5))), "eta");
+        assert_eq!(refused_field(with(Sampler::Unipc, |r| r.solver_order = Some(4))), "solver_order");
+        assert_eq!(refused_field(with(Sampler::DpmSolver, |r| r.solver_order = Some(3))), "solver_order");
+        let karras = |r: &mut GenerationRequest| (r.schedule, r.shift) = (Some(SigmaSchedule::Karras), Some(5.0));
+        assert_eq!(refused_field(with(Sampler::Unipc, karras)), "shift");
+        let plan = asking(with(Sampler::Lcm, karras)).unwrap();
+        assert_eq!((plan.sampling.sampler, plan.sampling.shift), (Sampler::Lcm, 5.0));
+    }
+
+    #[test]
+    fn another_sampler_takes_the_model_s_shift_and_not_its_order_or_eta() {
+        let mut defaults = defaults();
+        defaults.sampling = SamplerSettings { solver_order: 3, ..SamplerSettings::new(Sampler::Unipc, 9, 5.0) };
+        let mut request = GenerationRequest { prompt: "a".into(), ..Default::default() };
+        assert_eq!(request.resolve(&defaults, 0).unwrap().sampling.solver_order, 3);
+        request.sampler = Some(Sampler::DpmSolver);
+        let sampling = request.resolve(&defaults, 0).unwrap().sampling;
+        assert_eq!((sampling.solver_order, sampling.steps, sampling.shift), (2, 9, 5.0));
+    }
+
+    #[test]
+    fn a_stored_request_comes_back_as_it_was_and_an_impossible_one_does_not() {
+        let request = GenerationRequest {
+            prompt: "a".into(),
+            sampler: Some(Sampler::DpmSolverSde),
+            schedule: Some(SigmaSchedule::Beta),
+            solver_type: Some(SolverType::Bh1),
+            guidance_kind: Some("apg:norm=2.5".parse().unwrap()),
+            guidance_interval: Some("0.1..0.9".parse().unwrap()),
+            step_cache: Some("mag:0.1,skips=2".parse().unwrap()),
+            ..Default::default()
+        };
+        let text = serde_json::to_string(&request).unwrap();
+        assert!(text.contains("\"dpmpp-2m-sde\"") && text.contains("\"0.1..0.9\""), "{text}");
+        assert_eq!(serde_json::from_str::<GenerationRequest>(&text).unwrap(), request);
+        for bad in
+            [r#""step_cache": "mag:9""#, r#""guidance_interval": "1..0""#, r#""sampler": "magic""#, r#""eta2": 0"#]
+        {
+            let text = format!("{{ \"prompt\": \"a\", {bad} }}");
+            assert!(serde_json::from_str::<GenerationRequest>(&text).is_err(), "{bad}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn settings_as_text_never_panic(text in "[a-z-]{0,10}:?[a-z=0-9.,-]{0,20}") {
+            let _ = (text.parse::<GuidanceKind>(), text.parse::<GuidanceInterval>(), text.parse::<StepCacheKind>());
+        }
+
         #[test]
         fn any_request_resolves_or_is_refused_without_a_panic(
             prompt in ".{0,40}", w: u32, h: u32, ms: u32, fps: u32, keys: u32, steps: u32, guidance: f32, shift: f32

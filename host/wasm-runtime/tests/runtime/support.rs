@@ -21,6 +21,8 @@ pub(crate) const INTERPOLATE_GPU_MS: u64 = 10;
 pub(crate) struct FakeEngine {
     /// What was diffused: prompt and number of given pictures.
     pub(crate) diffused: Mutex<Vec<(String, usize)>>,
+    /// With which samplers.
+    pub(crate) samplers: Mutex<Vec<Sampler>>,
     /// How long a diffusion takes, in steps that look at the cancel token.
     pub(crate) step: Duration,
     /// CPU time that a diffusion burns inside its `poll`.
@@ -66,6 +68,7 @@ impl Diffuse for FakeEngine {
     ) -> StageResult<KeyFrames> {
         assert_eq!(conditioning.get::<String>(), Some(&plan.prompt), "the conditioning is of another plan");
         self.diffused.lock().unwrap().push((plan.prompt.clone(), plan.given.len()));
+        self.samplers.lock().unwrap().push(plan.sampling.sampler);
         let start = Instant::now();
         while start.elapsed() < self.burn {}
         for _ in 0..plan.sampling.steps {

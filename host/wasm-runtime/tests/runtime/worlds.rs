@@ -137,6 +137,17 @@ async fn storyboard_cuts_its_shots_together() {
     assert!((1..1000).contains(&usage.effects_cpu_ms), "{usage:?}");
 }
 
+/// The contract knows no sampler: it passes by the component.
+#[tokio::test]
+async fn a_director_diffuses_as_the_request_says() {
+    let host = Host::new();
+    let director = host.function("story", STORYBOARD, &[]);
+    let mut story = story("a red circle, then a blue star", "");
+    story.request.sampler = Some(Sampler::Lcm);
+    host.runtime.direct(&context(), &director, story).await.unwrap();
+    assert_eq!(*host.engine.samplers.lock().unwrap(), [Sampler::Lcm; 2]);
+}
+
 #[tokio::test]
 async fn storyboard_without_input_cuts_the_prompt_into_shots() {
     let host = Host::new();
