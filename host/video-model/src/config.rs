@@ -163,8 +163,7 @@ fn sampling_defaults(
     let scheduler: SchedulerConfig = files.read_json(SCHEDULER)?;
     let ours = index.zoetrope.clone().unwrap_or_default();
     let advice = Advice::of(index);
-    let mut sampling =
-        scheduler.settings(&files.name_of(SCHEDULER), ours.steps.unwrap_or(advice.steps), SHIFT)?;
+    let mut sampling = scheduler.settings(&files.name_of(SCHEDULER), ours.steps.unwrap_or(advice.steps), SHIFT)?;
     sampling.shift = ours.shift.unwrap_or(sampling.shift);
     let [width, height] = ours.size.unwrap_or(advice.size);
     let defaults = SamplingDefaults {
