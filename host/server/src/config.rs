@@ -82,6 +82,10 @@ pub struct ConfigFile {
     pub jobs_parallel_max: Option<u32>,
     /// Device milliseconds reserved for a job: its budget.
     pub job_gpu_budget_ms: Option<u64>,
+    /// Bytes of encoded prompts kept in memory.
+    pub prompt_cache_ram_bytes_max: Option<u64>,
+    /// Bytes of encoded prompts kept in the data folder.
+    pub prompt_cache_disk_bytes_max: Option<u64>,
 }
 
 /// Checked values.
@@ -105,6 +109,10 @@ pub struct Config {
     pub jobs_parallel_max: u32,
     /// Device milliseconds reserved for a job: its budget.
     pub job_gpu_budget_ms: u64,
+    /// Bytes of encoded prompts kept in memory; 0 keeps none.
+    pub prompt_cache_ram_bytes_max: u64,
+    /// Bytes of encoded prompts kept in the data folder; 0 keeps none.
+    pub prompt_cache_disk_bytes_max: u64,
 }
 
 /// Where data lies when nobody says otherwise.
@@ -156,6 +164,8 @@ impl Config {
             device_threads: file.device_threads,
             jobs_parallel_max,
             job_gpu_budget_ms,
+            prompt_cache_ram_bytes_max: file.prompt_cache_ram_bytes_max.unwrap_or(256 << 20),
+            prompt_cache_disk_bytes_max: file.prompt_cache_disk_bytes_max.unwrap_or(1 << 30),
         })
     }
 
@@ -189,6 +199,9 @@ mod tests {
         let file: ConfigFile = toml::from_str(include_str!("../../../deploy/zoetrope.toml")).unwrap();
         let config = Config::checked(file).unwrap();
         assert!(config.is_gateway() && config.runs_jobs());
+        let defaults = Config::checked(ConfigFile::default()).unwrap();
+        let prompt_cache = |c: &Config| (c.prompt_cache_ram_bytes_max, c.prompt_cache_disk_bytes_max);
+        assert_eq!(prompt_cache(&config), prompt_cache(&defaults), "the example shows the defaults");
     }
 
     #[test]

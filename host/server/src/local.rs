@@ -1,6 +1,6 @@
 //! The engine without a server: what the command line's `generate`, `interpolate`, `quality`, `models` and `bench` do.
 
-use crate::config::Config;
+use crate::config::{Config, DATA_DIR_DEFAULT};
 use crate::platform::{OpenError, start_engine};
 use media::frames_dir::{FramesDirWriter, read_frames_dir, write_png_dir};
 use media::{EncodeSettings, FrameRate, Mp4Encoder, VideoEncoder, VideoReader};
@@ -100,7 +100,11 @@ impl LocalEngine {
             let message = format!("there is no device `{}` in this build: use `auto` or `cpu`", options.device);
             return Err(OpenError::Engine(StageError::invalid("device", message)));
         }
-        let mut config = Config::in_folder(Path::new("."));
+        let mut config = Config::in_folder(Path::new(DATA_DIR_DEFAULT));
+        if !config.data_dir.is_dir() {
+            // A command that makes one video leaves nothing behind; where a server has its data, they share prompts.
+            config.prompt_cache_disk_bytes_max = 0;
+        }
         config.dtype = options.dtype.clone();
         config.device_threads = options.threads;
         config.loras.extend(options.loras.iter().map(|path| (path.display().to_string(), path.clone())));

@@ -9,7 +9,7 @@ use pipeline::{Clock, JobId, StageError, SystemClock, TenantId};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use video_model::engine::{EngineConfig, VideoEngine};
+use video_model::engine::{EngineConfig, PromptCacheConfig, VideoEngine};
 use wasm_runtime::{Limits, RuntimeConfig, RuntimeError, Services, TracingLog, WasmRuntime};
 
 /// The platform cannot start.
@@ -113,6 +113,10 @@ pub(crate) fn start_engine(config: &Config) -> Result<Arc<VideoEngine>, OpenErro
         loras: config.loras.clone(),
         dtype: dtype.unwrap_or(defaults.dtype),
         threads: config.device_threads.or(defaults.threads),
+        prompt_cache: PromptCacheConfig {
+            ram_bytes_max: config.prompt_cache_ram_bytes_max,
+            disk: Some((config.data_dir.join("prompt-cache"), config.prompt_cache_disk_bytes_max)),
+        },
         ..defaults
     })
     .map_err(OpenError::Engine)

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use video_model::engine::{EngineConfig, VideoEngine};
+use video_model::engine::{EngineConfig, PromptCacheConfig, VideoEngine};
 
 const DEFAULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/default-model/weights");
 const TRANSFORMER: &str = "transformer/diffusion_pytorch_model.safetensors";
@@ -49,8 +49,8 @@ fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
     fs::write(path, value.to_string()).unwrap();
 }
 
-/// The built-in model without the channels for known frames, and without a word about its size.
-fn text_only_folder() -> tempfile::TempDir {
+/// A copy of the built-in model's folder.
+fn copied_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     for part in PARTS {
@@ -61,6 +61,13 @@ fn text_only_folder() -> tempfile::TempDir {
         }
     }
     fs::copy(Path::new(DEFAULT).join("model_index.json"), root.join("model_index.json")).unwrap();
+    folder
+}
+
+/// The built-in model without the channels for known frames, and without a word about its size.
+fn text_only_folder() -> tempfile::TempDir {
+    let folder = copied_folder();
+    let root = folder.path();
     edit_json(&root.join("model_index.json"), |index| {
         let ours = index["zoetrope"].as_object_mut().unwrap();
         ours.remove("conditioning");
@@ -125,4 +132,49 @@ fn a_text_only_model_makes_any_size_and_refuses_pictures() {
     plan.given = vec![GivenKeyFrame { index: 0, frame: frames[0].clone() }];
     let refused = key_frames(&engine, &plan);
     assert!(matches!(refused, Err(StageError::InvalidArgument { field: "input_reference", .. })), "{refused:?}");
+}
+
+/// Makes the end of the largest tensor of a file NaN: its size, its header and the start of every tensor stay.
+fn damage_weights(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let largest = file.tensors().into_iter().map(|(_, tensor)| tensor.data()).max_by_key(|data| data.len()).unwrap();
+    let end = largest.as_ptr_range().end as usize - bytes.as_ptr() as usize;
+    bytes[end - 2..end].fill(0xff);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_cached_prompt_never_touches_the_text_encoder_in_this_process_or_the_next() {
+    let (folder, data) = (copied_folder(), tempfile::tempdir().unwrap());
+    let start = || {
+        let models = vec![("copy".to_owned(), folder.path().to_owned())];
+        let disk = Some((data.path().join("prompt-cache"), 1 << 20));
+        let prompt_cache = PromptCacheConfig { disk, ..PromptCacheConfig::default() };
+        VideoEngine::start(EngineConfig { models, threads: Some(2), prompt_cache, ..EngineConfig::default() }).unwrap()
+    };
+    let first = start();
+    let wanted = plan(&first, "copy", None);
+    let texts = 1 + u64::from(wanted.guidance.is_guided());
+    let frames = key_frames(&first, &wanted).unwrap();
+    let steps = first.queue_stats().steps;
+    assert!(frames == key_frames(&first, &wanted).unwrap());
+    assert_eq!(first.queue_stats().steps, 2 * steps - 1, "no step of the device goes to a text that is known");
+    let stats = first.prompt_cache_stats();
+    assert_eq!((stats.misses, stats.ram_hits, stats.disk_hits), (texts, texts, 0));
+    assert!(stats.ram_bytes > 0 && stats.disk_bytes > 0);
+    drop(first);
+
+    // From here on the text encoder cannot be loaded.
+    damage_weights(&folder.path().join("text_encoder/model.safetensors"));
+    let second = start();
+    assert!(frames == key_frames(&second, &wanted).unwrap());
+    let stats = second.prompt_cache_stats();
+    assert_eq!((stats.misses, stats.ram_hits, stats.disk_hits), (0, 0, texts));
+    let other = GenerationPlan { prompt: "another prompt".into(), ..wanted.clone() };
+    let refused = key_frames(&second, &other).unwrap_err().to_string();
+    assert!(refused.contains("text_encoder") && refused.contains("NaN"), "{refused}");
+    // Cleaning comes before the cache: what the encoder would see alike is alike.
+    let spaced = GenerationPlan { prompt: format!("  {}\n", wanted.prompt), ..wanted };
+    assert!(frames == key_frames(&second, &spaced).unwrap());
 }

@@ -17,6 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use video_model::device_queue::QueueStats as DeviceStats;
+use video_model::engine::PromptCacheStats;
 
 /// From an answer out of memory to an invocation that waits for its video.
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0];
@@ -69,23 +70,37 @@ pub(super) async fn scrape(
 ) -> Result<Response, ApiError> {
     let stats = platform.jobs.queue_stats().await?;
     let mut text = String::new();
-    encode(&mut text, &figures(&stats, &platform.engine.queue_stats())).map_err(ApiError::internal)?;
+    let engine = &platform.engine;
+    let figures = figures(&stats, &engine.queue_stats(), &engine.prompt_cache_stats());
+    encode(&mut text, &figures).map_err(ApiError::internal)?;
     // Two registries make one exposition: only the last one ends it.
     let mut text = text.trim_end_matches("# EOF\n").to_owned();
     encode(&mut text, &metrics.registry).map_err(ApiError::internal)?;
     Ok(([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }
 
-/// The figures of the job queue and of the device as they stand.
-fn figures(stats: &QueueStats, device: &DeviceStats) -> Registry {
+/// The figures of the job queue, the device and the prompt cache as they stand.
+fn figures(stats: &QueueStats, device: &DeviceStats, prompts: &PromptCacheStats) -> Registry {
     let mut registry = Registry::with_prefix("zoetrope");
-    let jobs = Family::<[(&'static str, &'static str); 1], Gauge>::default();
-    for (state, count) in
-        [("queued", stats.queued), ("running", stats.running), ("completed", stats.completed), ("failed", stats.failed)]
-    {
-        jobs.get_or_create(&[("state", state)]).set(gauge(count));
-    }
-    registry.register("jobs", "Jobs that are stored, by state", jobs);
+    let mut by = |name: &str, help: &str, label: &'static str, values: &[(&'static str, u64)]| {
+        let family = Family::<[(&'static str, &'static str); 1], Gauge>::default();
+        for (value, count) in values {
+            family.get_or_create(&[(label, *value)]).set(gauge(*count));
+        }
+        registry.register(name, help, family);
+    };
+    let states = [
+        ("queued", stats.queued),
+        ("running", stats.running),
+        ("completed", stats.completed),
+        ("failed", stats.failed),
+    ];
+    by("jobs", "Jobs that are stored, by state", "state", &states);
+    let found = [("ram", prompts.ram_hits), ("disk", prompts.disk_hits), ("nowhere", prompts.misses)];
+    let lookups = "Encoded prompts looked for since this process started, by where they were found";
+    by("prompt_cache_lookups", lookups, "found", &found);
+    let held = [("ram", prompts.ram_bytes), ("disk", prompts.disk_bytes)];
+    by("prompt_cache_bytes", "Bytes of encoded prompts, by where they are kept", "place", &held);
     let mut one = |name: &str, help: &str, value: u64| {
         let metric = Gauge::<i64>::default();
         metric.set(gauge(value));

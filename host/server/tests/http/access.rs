@@ -145,6 +145,8 @@ async fn metrics_show_the_queue_and_count_requests_by_pattern_and_name_no_tenant
         "zoetrope_jobs{state=\"completed\"} 1",
         "zoetrope_gpu_recorded_ms 40",
         "zoetrope_device_busy_ms 0",
+        "zoetrope_prompt_cache_lookups{found=\"ram\"} 0",
+        "zoetrope_prompt_cache_bytes{place=\"disk\"} 0",
         "zoetrope_http_requests_total{method=\"GET\",route=\"/v1/videos/{id}\",status=\"200\"} 1",
         "zoetrope_http_request_seconds_count 3",
     ] {

@@ -1,163 +1,145 @@
-//! `condition`: prompts become what the transformer attends to.
+//! `condition`: prompts and pictures become what the transformer attends to.
 
 use super::internal;
+use super::prompt_cache::{PromptCache, PromptKey};
 use crate::device_queue::Session;
 use crate::model::VideoModel;
 use crate::text::clean_prompt;
 use kernels::Tensor;
-use pipeline::{Frame, GenerationPlan, StageResult};
-use std::collections::VecDeque;
+use pipeline::{Frame, GenerationPlan, StageError, StageResult};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-/// What `condition` hands to `diffuse`.
+/// What `condition` hands to `diffuse`: raw states, so that a transformer (and its adapters) can make its own of them.
 #[derive(Clone)]
 pub(super) struct PromptConditioning {
     pub(super) model_name: String,
     pub(super) model: Arc<VideoModel>,
     /// The prompt's states [text_length, width].
     pub(super) prompt: Tensor,
-    /// Those of the negative prompt; encoded only when the plan is guided.
+    /// Those of the negative prompt; only when the plan is guided.
     pub(super) negative: Option<Tensor>,
     /// States of the given pictures, one below the other, for models that attend to them.
     pub(super) image: Option<Tensor>,
 }
 
-/// Bytes of text states kept: some 65,000 prompts of the built-in model, eight of the largest.
-const CACHE_BYTES_MAX: usize = 64 << 20;
-
-/// Text states by model and cleaned prompt, least recently used first. Most requests share their negative prompt.
-#[derive(Default)]
-pub(super) struct PromptCache {
-    entries: Mutex<VecDeque<(PromptKey, Tensor)>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct PromptKey {
-    model: String,
+/// A prompt as the text encoder sees it.
+struct Text {
     prompt: String,
+    key: PromptKey,
+    states: Option<Tensor>,
 }
 
-impl PromptCache {
-    fn get(&self, key: &PromptKey) -> Option<Tensor> {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = entries.iter().position(|(k, _)| k == key)?;
-        let entry = entries.remove(at)?;
-        let states = entry.1.clone();
-        entries.push_back(entry);
-        Some(states)
-    }
-
-    fn insert(&self, key: PromptKey, states: Tensor) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = |t: &Tensor| t.len() * t.dtype().size_bytes();
-        let mut held: usize = entries.iter().map(|(_, t)| bytes(t)).sum();
-        while held + bytes(&states) > CACHE_BYTES_MAX {
-            let Some((_, dropped)) = entries.pop_front() else { return };
-            held -= bytes(&dropped);
-        }
-        entries.push_back((key, states));
-    }
-}
-
-/// Encodes the prompt and, for a guided plan, the negative prompt, then the given pictures if the model attends to them:
-/// one step each.
-pub(super) struct EncodePrompts {
+/// Encodes what the cache does not know: one step for all prompts, then one for each picture.
+pub(super) struct Encode {
     model_name: String,
     model: Arc<VideoModel>,
-    cache: Arc<PromptCache>,
-    prompts: Vec<String>,
-    encoded: Vec<Tensor>,
-    /// First, then last.
+    /// The prompt and, for a guided plan, the negative prompt.
+    texts: Vec<Text>,
+    /// Pictures that the model attends to, in their order in time.
     pictures: Vec<Frame>,
-    images: Vec<Tensor>,
+    picture_states: Vec<Tensor>,
+    learnt: Vec<(PromptKey, Tensor)>,
+    steps: u32,
 }
 
-impl EncodePrompts {
-    pub(super) fn new(plan: &GenerationPlan, model: Arc<VideoModel>, cache: Arc<PromptCache>) -> Self {
-        let mut prompts = vec![clean_prompt(&plan.prompt)];
-        if plan.guidance.is_guided() {
-            prompts.push(clean_prompt(&plan.negative_prompt));
-        }
+/// What a plan is conditioned on, and the states that were not known before.
+pub(super) struct Encoded {
+    pub(super) conditioning: PromptConditioning,
+    pub(super) learnt: Vec<(PromptKey, Tensor)>,
+}
+
+impl Encode {
+    /// All of `plan`, until [`Encode::look_up`] says what of it is known.
+    pub(super) fn new(plan: &GenerationPlan, model: Arc<VideoModel>) -> Self {
+        let digest = model.text_encoder.digest();
+        let text = |prompt: &str| {
+            let prompt = clean_prompt(prompt);
+            Text { key: PromptKey::new(digest, &prompt), prompt, states: None }
+        };
+        let negative = plan.guidance.is_guided().then(|| text(&plan.negative_prompt));
+        let texts = [text(&plan.prompt)].into_iter().chain(negative).collect();
         let mut given: Vec<_> = plan.given.iter().filter(|_| model.image_encoder.is_some()).collect();
-        given.sort_by_key(|picture| picture.index);
-        let pictures = given.into_iter().map(|picture| picture.frame.clone()).collect();
-        let model_name = plan.model.clone();
-        Self { model_name, model, cache, prompts, encoded: Vec::new(), pictures, images: Vec::new() }
+        given.sort_by_key(|given| given.index);
+        let pictures: Vec<Frame> = given.into_iter().map(|given| given.frame.clone()).collect();
+        let steps = 1 + pictures.len() as u32;
+        let (model_name, picture_states, learnt) = (plan.model.clone(), Vec::new(), Vec::new());
+        Self { model_name, model, texts, pictures, picture_states, learnt, steps }
     }
 
-    fn states(&self, prompt: &str) -> StageResult<Tensor> {
-        let key = PromptKey { model: self.model_name.clone(), prompt: prompt.to_owned() };
-        if let Some(states) = self.cache.get(&key) {
-            return Ok(states);
+    /// Takes what is known from the cache; may read files.
+    pub(super) fn look_up(mut self, cache: &PromptCache) -> StageResult<Self> {
+        for text in &mut self.texts {
+            if let Some(known) = cache.get(text.key) {
+                text.states = Some(known.tensor().map_err(internal)?);
+            }
         }
-        let states = self.model.text_encoder.encode(prompt).map_err(internal)?;
-        self.cache.insert(key, states.clone());
-        Ok(states)
+        self.steps = u32::from(self.needs_text_encoder()) + self.pictures.len() as u32;
+        Ok(self)
+    }
+
+    /// Whether the text encoder has to be asked.
+    pub(super) fn needs_text_encoder(&self) -> bool {
+        self.texts.iter().any(|text| text.states.is_none())
+    }
+
+    fn encode_texts(&mut self) -> StageResult<()> {
+        let missing: Vec<&mut Text> = self.texts.iter_mut().filter(|text| text.states.is_none()).collect();
+        let prompts: Vec<&str> = missing.iter().map(|text| text.prompt.as_str()).collect();
+        let states = self.model.text_encoder.encode_all(&prompts).map_err(internal)?;
+        for (text, states) in missing.into_iter().zip(states) {
+            self.learnt.push((text.key, states.clone()));
+            text.states = Some(states);
+        }
+        Ok(())
+    }
+
+    fn encode_picture(&mut self) -> StageResult<()> {
+        let (Some(encoder), Some(picture)) = (&self.model.image_encoder, self.pictures.get(self.picture_states.len()))
+        else {
+            return Err(StageError::Internal("a picture for a model that attends to none".to_owned()));
+        };
+        self.picture_states.push(encoder.encode(picture).map_err(internal)?);
+        Ok(())
+    }
+
+    /// The conditioning, once everything is encoded.
+    pub(super) fn finished(&mut self) -> StageResult<Option<Encoded>> {
+        if self.needs_text_encoder() || self.picture_states.len() < self.pictures.len() {
+            return Ok(None);
+        }
+        let mut states = self.texts.iter_mut().filter_map(|text| text.states.take());
+        let Some(prompt) = states.next() else { return Ok(None) };
+        let negative = states.next();
+        let pictures: Vec<&Tensor> = self.picture_states.iter().collect();
+        let image = match pictures.is_empty() {
+            true => None,
+            false => Some(Tensor::concat_outer(&pictures).map_err(|e| internal(e.into()))?),
+        };
+        let (model_name, model) = (self.model_name.clone(), Arc::clone(&self.model));
+        let conditioning = PromptConditioning { model_name, model, prompt, negative, image };
+        Ok(Some(Encoded { conditioning, learnt: std::mem::take(&mut self.learnt) }))
     }
 }
 
-impl Session for EncodePrompts {
-    type Output = PromptConditioning;
+impl Session for Encode {
+    type Output = Encoded;
 
     fn steps(&self) -> u32 {
-        (self.prompts.len() + self.pictures.len()) as u32
+        self.steps
     }
 
     fn cost_class(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        ("condition", &self.model_name).hash(&mut hasher);
+        ("condition", &self.model_name, self.needs_text_encoder()).hash(&mut hasher);
         hasher.finish()
     }
 
-    fn step(&mut self) -> StageResult<Option<PromptConditioning>> {
-        match (self.prompts.get(self.encoded.len()), self.pictures.get(self.images.len()), &self.model.image_encoder) {
-            (Some(prompt), ..) => self.encoded.push(self.states(prompt)?),
-            (None, Some(picture), Some(encoder)) => self.images.push(encoder.encode(picture).map_err(internal)?),
-            _ => {}
+    fn step(&mut self) -> StageResult<Option<Encoded>> {
+        match self.needs_text_encoder() {
+            true => self.encode_texts()?,
+            false => self.encode_picture()?,
         }
-        if self.encoded.len() < self.prompts.len() || self.images.len() < self.pictures.len() {
-            return Ok(None);
-        }
-        let image = match self.images.is_empty() {
-            true => None,
-            false => {
-                Some(Tensor::concat_outer(&self.images.iter().collect::<Vec<_>>()).map_err(|e| internal(e.into()))?)
-            }
-        };
-        let mut encoded = std::mem::take(&mut self.encoded).into_iter();
-        Ok(encoded.next().map(|prompt| PromptConditioning {
-            model_name: self.model_name.clone(),
-            model: Arc::clone(&self.model),
-            prompt,
-            negative: encoded.next(),
-            image,
-        }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use kernels::Dtype;
-
-    fn key(prompt: &str) -> PromptKey {
-        PromptKey { model: "m".to_owned(), prompt: prompt.to_owned() }
-    }
-
-    #[test]
-    fn the_cache_stays_within_its_bytes_and_forgets_the_least_recent() {
-        let cache = PromptCache::default();
-        let third = CACHE_BYTES_MAX / 3 / 4;
-        let states = || Tensor::zeros(&[third], Dtype::F32).unwrap();
-        for prompt in ["a", "b", "c"] {
-            cache.insert(key(prompt), states());
-        }
-        assert!(cache.get(&key("a")).is_some());
-        cache.insert(key("d"), states());
-        assert!(cache.get(&key("b")).is_none() && cache.get(&key("a")).is_some() && cache.get(&key("d")).is_some());
-        assert!(cache.get(&PromptKey { model: "other".to_owned(), ..key("a") }).is_none());
-        cache.insert(key("huge"), Tensor::zeros(&[CACHE_BYTES_MAX / 4 + 1], Dtype::F32).unwrap());
-        assert!(cache.get(&key("huge")).is_none());
+        self.finished()
     }
 }

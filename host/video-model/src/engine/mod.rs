@@ -4,6 +4,7 @@ mod conditioning;
 mod diffusion;
 mod in_between;
 mod known;
+mod prompt_cache;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,7 @@ use crate::noise;
 use crate::precision::Precision;
 use crate::registry::{DEFAULT_MODEL, ModelInfo, Registry};
 use async_trait::async_trait;
-use conditioning::{EncodePrompts, PromptCache, PromptConditioning};
+use conditioning::{Encode, Encoded, PromptConditioning};
 use diffusion::{Denoise, Diffused};
 use futures::channel::oneshot;
 use in_between::{Between, Sequence};
@@ -23,6 +24,8 @@ use pipeline::{
     Condition, Conditioning, Diffuse, Frame, FrameSize, Frames, GenerationPlan, Interpolate, KeyFrames, ModelDefaults,
     StageContext, StageError, StageResult,
 };
+use prompt_cache::PromptCache;
+pub use prompt_cache::{PromptCacheConfig, PromptCacheStats};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,11 +43,20 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Sessions that may wait for the device or run on it; one more is refused.
     pub queue_capacity: usize,
+    /// What encoded prompts may take, and where they are kept.
+    pub prompt_cache: PromptCacheConfig,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { models: Vec::new(), loras: Vec::new(), dtype: Precision::default(), threads: None, queue_capacity: 256 }
+        Self {
+            models: Vec::new(),
+            loras: Vec::new(),
+            dtype: Precision::default(),
+            threads: None,
+            queue_capacity: 256,
+            prompt_cache: PromptCacheConfig::default(),
+        }
     }
 }
 
@@ -72,7 +84,8 @@ impl VideoEngine {
         let threads =
             config.threads.or_else(|| std::thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
         let limits = QueueLimits { sessions_max: config.queue_capacity, threads: threads.max(1) };
-        let (registry, queue, prompts) = (Arc::new(registry), DeviceQueue::start(limits)?, Arc::default());
+        let (registry, queue) = (Arc::new(registry), DeviceQueue::start(limits)?);
+        let prompts = Arc::new(PromptCache::new(config.prompt_cache));
         let loras = Arc::new(LoraLibrary::new(config.loras));
         Ok(Arc::new(Self { registry, queue, prompts, loras }))
     }
@@ -105,6 +118,11 @@ impl VideoEngine {
     /// What a plan asks for and its video lacks: keys of adapters that the model has no layer for. Known once it has run.
     pub fn warnings(&self, plan: &GenerationPlan) -> Vec<String> {
         self.loras.unused(&plan.model, &plan.loras)
+    }
+
+    /// What the prompt cache has done and holds.
+    pub fn prompt_cache_stats(&self) -> PromptCacheStats {
+        self.prompts.stats()
     }
 
     /// Like [`Diffuse::diffuse`], with files for the first and the last latent.
@@ -182,7 +200,7 @@ impl VideoEngine {
         let (reply, receiver) = oneshot::channel();
         let registry = Arc::clone(&self.registry);
         std::thread::Builder::new()
-            .name("model-load".to_owned())
+            .name("off-device".to_owned())
             // The caller may have gone; then there is nobody to tell, and the model stays loaded for the next one.
             .spawn(move || drop(reply.send(load(&registry))))
             .map_err(|e| StageError::Internal(format!("no thread to load a model on: {e}")))?;
@@ -198,8 +216,21 @@ impl Condition for VideoEngine {
             .pictures
             .check(plan.given.iter().map(|given| given.index), plan.key_frames)?;
         let model = self.model(&plan.model).await?;
-        let session = EncodePrompts::new(plan, model, Arc::clone(&self.prompts));
-        Ok(Conditioning::new(self.queue.run(cx, Bill::CONDITION, session).await?))
+        let (session, cache) = (Encode::new(plan, Arc::clone(&model)), Arc::clone(&self.prompts));
+        let mut session = self.off_thread(move |_| session.look_up(&cache)).await?;
+        if let Some(Encoded { conditioning, .. }) = session.finished()? {
+            return Ok(Conditioning::new(conditioning));
+        }
+        if session.needs_text_encoder() {
+            self.off_thread(move |_| model.text_encoder.prepare().map_err(internal)).await?;
+        }
+        let Encoded { conditioning, learnt } = self.queue.run(cx, Bill::CONDITION, session).await?;
+        if !learnt.is_empty() {
+            let cache = Arc::clone(&self.prompts);
+            let keep = move || learnt.iter().for_each(|(key, states)| cache.insert(*key, states));
+            self.off_thread(move |_| Ok(keep())).await?;
+        }
+        Ok(Conditioning::new(conditioning))
     }
 }
 
