@@ -48,7 +48,7 @@ impl LoraFile {
     pub fn open(path: &Path, config: &TransformerConfig) -> Result<Self> {
         let file = path.display().to_string();
         let bytes = std::fs::read(path).map_err(|source| ModelError::File { file: file.clone(), source })?;
-        Self::from_weights(file.clone(), Weights::from_bytes(&file, bytes)?, config)
+        Self::from_weights(file.clone(), Weights::as_stored(&file, bytes)?, config)
     }
 
     fn from_weights(file: String, weights: Weights, config: &TransformerConfig) -> Result<Self> {
@@ -238,7 +238,7 @@ mod tests {
         let bytes = safetensors::serialize(views, metadata).unwrap();
         LoraFile::from_weights(
             "style.safetensors".to_owned(),
-            Weights::from_bytes("style.safetensors", bytes)?,
+            Weights::as_stored("style.safetensors", bytes)?,
             &config(),
         )
     }

@@ -78,9 +78,15 @@ pub struct Weights {
 impl Weights {
     /// Weights from one file in memory, safetensors or GGUF; `name` appears in messages.
     pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
+        let mut weights = Self::as_stored(name, bytes)?;
+        weights.speak_diffusers();
+        Ok(weights)
+    }
+
+    /// Like [`Weights::from_bytes`], with the names that the file has.
+    pub(crate) fn as_stored(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
         let mut weights = Self::empty(name.to_owned());
         weights.add(name.to_owned(), WeightBytes::Slice(bytes.into()))?;
-        weights.speak_diffusers();
         Ok(weights)
     }
 
