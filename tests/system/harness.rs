@@ -64,7 +64,9 @@ pub fn ffprobe(file: &Path) -> Option<Value> {
 /// A running `zoetrope serve`, killed when dropped.
 pub struct Server {
     child: Child,
-    dir: TempDir,
+    data_dir: PathBuf,
+    /// The folder, when it is the server's own.
+    _dir: Option<TempDir>,
     /// `http://127.0.0.1:PORT`.
     pub url: String,
     /// The operator's key, printed at the first start.
@@ -75,15 +77,22 @@ impl Server {
     /// Starts a server on a fresh data folder and a free port.
     pub fn start() -> Self {
         let dir = TempDir::new().expect("a temporary folder");
-        let (child, url, key) = launch(dir.path());
-        Self { child, dir, url, key: key.expect("the first start prints a key") }
+        let mut server = Self::start_in(dir.path());
+        server._dir = Some(dir);
+        server
+    }
+
+    /// Starts a server for the first time on a data folder that others have put something into.
+    pub fn start_in(data_dir: &Path) -> Self {
+        let (child, url, key) = launch(data_dir);
+        Self { child, data_dir: data_dir.to_owned(), _dir: None, url, key: key.expect("the first start prints a key") }
     }
 
     /// Ends the process at once, as a crash would, and starts a new one on the same data.
     pub fn kill_and_restart(&mut self) {
         self.child.kill().expect("the server can be killed");
         self.child.wait().expect("the server ends");
-        let (child, url, key) = launch(self.dir.path());
+        let (child, url, key) = launch(&self.data_dir);
         assert_eq!(key, None, "the operator's key is printed once");
         (self.child, self.url) = (child, url);
     }

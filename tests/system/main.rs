@@ -2,8 +2,10 @@
 
 mod bad_input;
 mod command_line;
+mod fake_hub;
 mod harness;
 mod misbehaving;
+mod models;
 mod openai_client;
 mod restart;
 mod tenants;

@@ -68,8 +68,11 @@ Examples:
     #[command(after_help = "Example:\n  zoetrope quality original.mp4 copy.mp4 --json")]
     Quality(Quality),
 
-    /// Models that requests can name.
-    #[command(subcommand)]
+    /// Models that requests can name: list, show, add, remove, verify.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  zoetrope models list\n  zoetrope models add Wan-AI/Wan2.1-T2V-1.3B-Diffusers --name wan"
+    )]
     Models(Models),
 
     /// Measure this machine: the model's stages, the sandbox.
@@ -159,6 +162,8 @@ pub struct Generate {
     /// An adapter (LoRA): a safetensors file, with `:0.8` for another strength than 1. May be given several times.
     #[arg(long, value_hint = ValueHint::FilePath)]
     pub lora: Vec<String>,
+    #[command(flatten)]
+    pub place: ModelPlace,
     /// First key frame (PNG, JPEG, WebP).
     #[arg(long, value_hint = ValueHint::FilePath)]
     pub image: Option<PathBuf>,
@@ -279,18 +284,67 @@ pub struct Quality {
     pub other: PathBuf,
 }
 
+/// Which models there are besides the built-in one.
+#[derive(Debug, Args, Clone)]
+pub struct ModelPlace {
+    /// Configuration file that names more models.
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Folder of the database, objects and caches, and of added models [default: zoetrope-data].
+    #[arg(long, value_hint = ValueHint::DirPath)]
+    pub data_dir: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Models {
-    /// The models that this installation knows.
+    /// The models that this installation knows: built in, added, named in the configuration.
     List {
-        /// Configuration file that names more models.
-        #[arg(long)]
-        config: Option<PathBuf>,
+        #[command(flatten)]
+        place: ModelPlace,
     },
-    /// One model: family, parameters, sizes.
+    /// One model: family, parts, sizes, what it takes and makes.
     Show {
         /// A name, or a folder in diffusers layout.
         model: String,
+        #[command(flatten)]
+        place: ModelPlace,
+    },
+    /// Make a model known to `serve` and `generate --model`: a folder, or a hub's id, which is downloaded.
+    #[command(after_help = "\
+Examples:
+  zoetrope models add Wan-AI/Wan2.1-T2V-1.3B-Diffusers
+  zoetrope models add Wan-AI/Wan2.1-T2V-1.3B-Diffusers@main --name wan
+  zoetrope models add /srv/models/my-finetune --data-dir /var/lib/zoetrope
+
+A folder is in diffusers' layout and stays where it is; its files are checked by their headers.
+A download keeps to the files that are needed, goes on where it was interrupted, and is checked by SHA-256.
+
+Environment:
+  HF_TOKEN      a token, for gated and private models
+  HF_ENDPOINT   another hub than https://huggingface.co")]
+    Add {
+        /// A folder, or `owner/name` with an optional `@revision`.
+        #[arg(value_hint = ValueHint::DirPath)]
+        source: String,
+        /// What requests call it; by default the last part of its source in small letters.
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        place: ModelPlace,
+    },
+    /// Take a model off the list. What was downloaded goes; a folder of yours stays.
+    Remove {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        place: ModelPlace,
+    },
+    /// Check an added model: headers, and every file's checksum if it was downloaded.
+    Verify {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        place: ModelPlace,
     },
 }
 

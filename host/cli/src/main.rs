@@ -3,11 +3,12 @@
 mod args;
 mod commands;
 mod failure;
+mod hub;
 mod output;
 mod progress;
 mod remote;
 
-use args::{Cli, Command, Functions, Keys, Models, Tenants};
+use args::{Cli, Command, Functions, Keys, Tenants};
 use clap::{CommandFactory, Parser};
 use failure::CommandResult;
 use output::Output;
@@ -38,8 +39,7 @@ fn run(command: Command, output: Output) -> CommandResult {
         Command::Generate(args) => block_on(commands::generate::run(*args, output)),
         Command::Interpolate(args) => block_on(commands::interpolate::run(args, output)),
         Command::Quality(args) => commands::quality::run(&args, output),
-        Command::Models(Models::List { config }) => commands::models::list(config.as_deref(), output),
-        Command::Models(Models::Show { model }) => commands::models::show(&model, output),
+        Command::Models(command) => commands::models::run(command, output),
         Command::Bench(args) => block_on(commands::bench::run(args, output)),
         Command::Push(args) => commands::functions::push(&args, output),
         Command::Invoke(args) => commands::invoke::run(&args, output),

@@ -9,6 +9,8 @@ pub mod config;
 pub mod functions;
 pub mod http;
 pub mod local;
+pub mod model_list;
+pub mod models;
 pub mod platform;
 pub mod serve;
 pub mod submission;

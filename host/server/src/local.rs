@@ -1,6 +1,7 @@
 //! The engine without a server: what the command line's `generate`, `interpolate`, `quality`, `models` and `bench` do.
 
 use crate::config::{Config, DATA_DIR_DEFAULT};
+use crate::models::ChosenModel;
 use crate::platform::{OpenError, start_engine};
 use media::frames_dir::{FramesDirWriter, read_frames_dir, write_png_dir};
 use media::{EncodeSettings, FrameRate, Mp4Encoder, VideoEncoder, VideoReader};
@@ -15,13 +16,12 @@ use std::sync::Arc;
 use std::time::Instant;
 use video_model::engine::{DiffuseOptions, VideoEngine};
 pub use video_model::quality::Quality;
-pub use video_model::registry::ModelInfo;
 
 /// How the local engine is to run.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
-    /// A model's folder or name; none is the built-in model.
-    pub model: Option<String>,
+    /// The model to know besides the built-in one, and to use.
+    pub model: Option<ChosenModel>,
     /// Adapters that requests may name: files that are called by their paths.
     pub loras: Vec<PathBuf>,
     /// `f32`, `bf16` or `int8`.
@@ -108,7 +108,9 @@ impl LocalEngine {
         config.dtype = options.dtype.clone();
         config.device_threads = options.threads;
         config.loras.extend(options.loras.iter().map(|path| (path.display().to_string(), path.clone())));
-        let model = options.model.clone().map(|model| named(&mut config, model));
+        let folder = |model: &ChosenModel| Some((model.name.clone(), model.folder.clone()?));
+        config.models.extend(options.model.as_ref().and_then(folder));
+        let model = options.model.as_ref().map(|model| model.name.clone());
         Ok(Self { engine: start_engine(&config)?, model })
     }
 
@@ -119,16 +121,6 @@ impl LocalEngine {
     /// What the chosen model does by itself.
     pub fn defaults(&self) -> StageResult<ModelDefaults> {
         self.engine.defaults(self.model.as_deref())
-    }
-
-    /// All models of this process.
-    pub fn models(&self) -> StageResult<Vec<ModelInfo>> {
-        self.engine.models()
-    }
-
-    /// The chosen model.
-    pub fn model_info(&self) -> StageResult<ModelInfo> {
-        self.engine.model_info(self.model.as_deref())
     }
 
     /// Generates and writes a video.
@@ -206,17 +198,6 @@ pub fn quality(reference: &Path, other: &Path) -> StageResult<(Quality, usize)> 
     let compared = a.len();
     let quality = video_model::quality::compare(&a, &b);
     Ok((quality.map_err(|mismatch| StageError::invalid("other", mismatch.to_string()))?, compared))
-}
-
-/// A model given as a folder becomes one with a name; a name stays.
-fn named(config: &mut Config, model: String) -> String {
-    let path = PathBuf::from(&model);
-    if !path.is_dir() {
-        return model;
-    }
-    let name = "local".to_owned();
-    config.models.push((name.clone(), path));
-    name
 }
 
 fn given(plan: &GenerationPlan, first: Option<&Path>, last: Option<&Path>) -> StageResult<Vec<GivenKeyFrame>> {

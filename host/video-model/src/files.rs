@@ -90,15 +90,6 @@ impl ModelFiles {
         names
     }
 
-    /// Size of a file; 0 when it is not there.
-    pub(crate) fn size_bytes(&self, path: &str) -> u64 {
-        match self {
-            Self::Folder(root) => fs::metadata(root.join(path)).map_or(0, |m| m.len()),
-            Self::Embedded(dir) => dir.get_file(path).map_or(0, |file| file.contents().len() as u64),
-            Self::Memory(files) => files.get(path).map_or(0, |bytes| bytes.len() as u64),
-        }
-    }
-
     /// A weight file: mapped or borrowed, never copied as a whole.
     pub(crate) fn map(&self, path: &str) -> Result<WeightBytes> {
         match self {

@@ -1,6 +1,7 @@
 //! Pixels from prompts: text encoders, transformers, VAEs, samplers, interpolation, and the queue that owns the device.
 
 mod config;
+mod describe;
 pub mod device_queue;
 pub mod engine;
 mod error;
@@ -25,6 +26,7 @@ pub mod vae;
 pub mod weights;
 
 pub use config::{Conditioning, FolderConfig, SamplingDefaults};
+pub use describe::PartInfo;
 pub use error::{ModelError, Result};
 pub use files::ModelFiles;
 pub use model::VideoModel;

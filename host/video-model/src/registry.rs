@@ -2,6 +2,7 @@
 //! read at the start; weights are loaded when a model is first used, and stay.
 
 use crate::config::FolderConfig;
+use crate::describe::{self, PartInfo};
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use crate::interpolation::Interpolator;
@@ -11,7 +12,7 @@ use include_dir::{Dir, include_dir};
 use pipeline::{FrameSize, ModelDefaults, StageError, StageResult, limits};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// The name of the built-in model.
@@ -30,14 +31,20 @@ const FINISHED_SIDE_PX_MIN: u32 = 512;
 pub struct ModelInfo {
     /// The name that requests use.
     pub name: String,
-    /// The architecture.
+    /// What kind of model it is, like `Wan 2.1 image-to-video`.
     pub family: String,
     /// Where it comes from: `built-in`, or its folder.
     pub source: String,
     /// Number of weights in all parts.
     pub parameters: u64,
-    /// Size of the weight files.
+    /// Size of the weights in their files.
     pub bytes: u64,
+    /// Its networks.
+    pub parts: Vec<PartInfo>,
+    /// What a request may give, in words.
+    pub takes: String,
+    /// The licence that its folder names.
+    pub licence: Option<String>,
     /// Whether the weights are in memory.
     pub loaded: bool,
     /// What it does when a request is silent.
@@ -58,9 +65,6 @@ struct Entry {
     defaults: ModelDefaults,
     model: OnceLock<Arc<VideoModel>>,
 }
-
-/// The parts of a folder that hold weights.
-const PARTS: [&str; 3] = ["text_encoder", "transformer", "vae"];
 
 impl Registry {
     /// The built-in model and `folders`; a later one of the same name takes the place of an earlier one.
@@ -88,15 +92,8 @@ impl Registry {
     /// One model.
     pub fn show(&self, name: Option<&str>) -> StageResult<ModelInfo> {
         let entry = self.entry(name)?;
-        let source = match &entry.files {
-            ModelFiles::Embedded(_) => "built-in".to_owned(),
-            ModelFiles::Folder(path) => path.display().to_string(),
-            ModelFiles::Memory(_) => "memory".to_owned(),
-        };
-        let (parameters, bytes) = weigh(&entry.files).map_err(|e| failed(&entry.defaults.model, &e))?;
-        let (name, family) = (entry.defaults.model.clone(), "Wan".to_owned());
-        let loaded = entry.model.get().is_some();
-        Ok(ModelInfo { name, family, source, parameters, bytes, loaded, defaults: entry.defaults.clone() })
+        model_info(&entry.files, &entry.defaults, entry.model.get().is_some())
+            .map_err(|e| failed(&entry.defaults.model, &e))
     }
 
     /// The model when its weights are in memory.
@@ -172,17 +169,38 @@ fn finished_size(native: FrameSize) -> FrameSize {
     FrameSize { width: native.width * factor, height: native.height * factor }
 }
 
-/// Number of weights and bytes of weight files, from the files' headers.
-fn weigh(files: &ModelFiles) -> Result<(u64, u64)> {
-    let (mut parameters, mut bytes) = (0, 0);
-    for part in PARTS {
-        let weights = files.weights(part)?;
-        let shapes = weights.names().filter_map(|name| weights.shape(name));
-        parameters += shapes.map(|shape| shape.iter().product::<usize>() as u64).sum::<u64>();
-        let names = files.list(part).into_iter().filter(|name| name.ends_with(".safetensors"));
-        bytes += names.map(|name| files.size_bytes(&format!("{part}/{name}"))).sum::<u64>();
-    }
-    Ok((parameters, bytes))
+/// A model by its name and folder (none: the built-in one), without an engine and without loading it.
+pub fn describe(name: &str, folder: Option<&Path>) -> Result<ModelInfo> {
+    let files = folder.map_or(ModelFiles::Embedded(&DEFAULT_WEIGHTS), |path| ModelFiles::Folder(path.to_owned()));
+    model_info(&files, &model_defaults(name, &files)?, false)
+}
+
+/// Refuses a folder whose files are not all there or do not fit together, by configs and headers alone.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    let files = ModelFiles::Folder(folder.to_owned());
+    model_defaults("checked", &files)?;
+    describe::check(&files)
+}
+
+fn model_info(files: &ModelFiles, defaults: &ModelDefaults, loaded: bool) -> Result<ModelInfo> {
+    let source = match files {
+        ModelFiles::Embedded(_) => "built-in".to_owned(),
+        ModelFiles::Folder(path) => path.display().to_string(),
+        ModelFiles::Memory(_) => "memory".to_owned(),
+    };
+    let description = describe::describe(files)?;
+    Ok(ModelInfo {
+        name: defaults.model.clone(),
+        family: description.family.to_owned(),
+        source,
+        parameters: description.parts.iter().map(|part| part.parameters).sum(),
+        bytes: description.parts.iter().map(|part| part.bytes).sum(),
+        parts: description.parts,
+        takes: describe::takes(defaults.pictures),
+        licence: description.licence,
+        loaded,
+        defaults: defaults.clone(),
+    })
 }
 
 #[cfg(test)]

@@ -8,11 +8,12 @@ use pipeline::{GenerationRequest, Lane, LoraChoice, StageContext, StageError};
 use serde_json::json;
 use server::OpenError;
 use server::local::{EngineOptions, Generated, LocalEngine, LocalGeneration};
+use server::models::ChosenModel;
 use std::str::FromStr;
 
 impl Engine {
     /// The options of the local engine, for a model.
-    pub fn options(&self, model: Option<String>) -> EngineOptions {
+    pub fn options(&self, model: Option<ChosenModel>) -> EngineOptions {
         EngineOptions {
             model,
             loras: Vec::new(),
@@ -35,7 +36,9 @@ pub fn start(options: &EngineOptions) -> Result<LocalEngine, Failure> {
 pub async fn run(args: Generate, output: Output) -> CommandResult {
     let request = request(&args)?;
     let loras = request.loras.iter().map(|lora| lora.name.clone().into()).collect();
-    let engine = start(&EngineOptions { loras, ..args.engine.options(args.model.clone()) })?;
+    let config = args.place.config()?;
+    let model = args.model.as_deref().map(|model| config.choose_model(model)).transpose()?;
+    let engine = start(&EngineOptions { loras, ..args.engine.options(model) })?;
     let bars = StageBars::new(output);
     let cx = StageContext { progress: bars.clone(), ..StageContext::unmetered(Lane(0)) };
     let job = LocalGeneration {

@@ -15,7 +15,8 @@ pub async fn run(args: Serve, output: Output) -> CommandResult {
     file.listen = args.listen.or(file.listen);
     file.data_dir = args.data_dir.or(file.data_dir);
     file.roles = args.roles.or(file.roles);
-    let config = Config::checked(file).map_err(refused)?;
+    let mut config = Config::checked(file).map_err(refused)?;
+    config.models = config.all_models()?;
     let platform = Platform::open(config).await.map_err(|error| Failure::failed(error.to_string()))?;
     let first = platform.jobs.ensure_operator_key().await.map_err(|error| Failure::failed(error.to_string()))?;
     if let Some(key) = first {

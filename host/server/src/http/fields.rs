@@ -3,6 +3,7 @@
 
 use super::error::ApiError;
 use super::picture;
+use crate::model_list::MODEL_NAME_BYTES_MAX;
 use crate::submission::FunctionCall;
 use pipeline::{FrameSize, FunctionName, GenerationRequest, KeyFramePosition, Sampler, StageError, limits};
 use serde_json::{Map, Value};
@@ -13,7 +14,6 @@ use std::str::FromStr;
 
 const CONFIG_ENTRIES_MAX: usize = 64;
 const CONFIG_BYTES_MAX: usize = 64 * 1024;
-const MODEL_NAME_BYTES_MAX: usize = 128;
 
 /// What was sent and not read yet.
 pub(super) struct Fields {
