@@ -209,6 +209,9 @@ fn rows(bench: &Bench) {
         });
         bench
             .case(&format!("rope {t}x{d} {dtype:?}"), Work::Bytes(count * 2.0 * size), || kernels::rope(&y, 6, &table));
+        bench.case(&format!("rms_norm_rope {t}x{d} {dtype:?}"), Work::Bytes(count * 2.0 * size), || {
+            kernels::rms_norm_rope(&y, &v, 1e-6, 6, &table, dtype)
+        });
         let clip = noise(&[1, 128, 128, 96], dtype);
         let gamma = noise(&[96], Dtype::F32);
         bench.case(
@@ -315,7 +318,9 @@ fn dit_block(bench: &Bench) {
             let h = kernels::layer_norm_modulate(&x, &vector, &vector, 1e-6, dtype)?;
             let project = |h: &Tensor, w: &PackedLinear| kernels::linear(h, w, Activation::None, dtype);
             let normed = |h: &Tensor, w: &PackedLinear| kernels::rms_norm(&project(h, w)?, &vector, 1e-6, dtype);
-            let rotated = |h: &Tensor, w: &PackedLinear| kernels::rope(&normed(h, w)?, heads, &table);
+            let rotated = |h: &Tensor, w: &PackedLinear| {
+                kernels::rms_norm_rope(&project(h, w)?, &vector, 1e-6, heads, &table, dtype)
+            };
             let a =
                 kernels::attention(&rotated(&h, &q)?, &rotated(&h, &k)?, &project(&h, &v)?, heads, 0.125, None, None)?;
             kernels::linear_residual(&a, &o, Some(&vector), &mut x)?;

@@ -38,5 +38,5 @@ pub use resample::{
     SizeFactors, add_averaged, add_repeated, backward_warp, blend_mask, pixel_shuffle2x, resize_bilinear,
     upsample_nearest2x,
 };
-pub use rope::{RopeTable, rope};
+pub use rope::{RopeTable, rms_norm_rope, rope};
 pub use tensor::{Device, Dtype, Tensor};

@@ -201,6 +201,11 @@ proptest! {
         let table = RopeTable::wan(2 * half, grid).unwrap();
         let x = noise(seed, &[table.tokens(), heads * 2 * half], dtype);
         all_levels_agree(dtype, || kernels::rope(&x, heads, &table))?;
+        let weight = noise(seed ^ 1, &[heads * 2 * half], Dtype::F32);
+        for out in [Dtype::F32, Dtype::Bf16] {
+            let clips = Tensor::concat_outer(&[&x, &x]).unwrap();
+            all_levels_agree(out, || kernels::rms_norm_rope(&clips, &weight, 1e-6, heads, &table, out))?;
+        }
     }
 
     #[test]

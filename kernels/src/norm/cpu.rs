@@ -25,7 +25,7 @@ use crate::tensor::{Dtype, Tensor};
 
 /// What a row is divided by.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Norm {
+pub(crate) enum Norm {
     /// Centred, then √(variance + eps).
     Layer(f32),
     /// √(mean square + eps).
@@ -120,7 +120,7 @@ impl<I: Element, O: Element> Kernel for Rows<'_, I, O> {
 
 /// Mean to subtract and factor to multiply with.
 #[inline(always)]
-fn statistics<S: Tiles, I: Element>(s: S, x: &[I], norm: Norm) -> (f32, f32) {
+pub(crate) fn statistics<S: Tiles, I: Element>(s: S, x: &[I], norm: Norm) -> (f32, f32) {
     let d = x.len() as f32;
     match norm {
         Norm::Layer(eps) => {
@@ -134,27 +134,36 @@ fn statistics<S: Tiles, I: Element>(s: S, x: &[I], norm: Norm) -> (f32, f32) {
 
 #[inline(always)]
 fn sum<S: Tiles, I: Element>(s: S, x: &[I]) -> f32 {
-    let mut total = s.splat(0.0);
-    for at in (0..x.len()).step_by(S::LANES) {
-        let n = S::LANES.min(x.len() - at);
-        // SAFETY: at + n ≤ the slice's length; lanes past n are zero.
-        total = s.add(total, unsafe { load_up_to(s, x.as_ptr().add(at), n) });
-    }
-    s.sum(total)
+    fold(s, x, |sum, value, _| s.add(sum, value))
 }
 
 /// Σ (x − centre)².
 #[inline(always)]
 fn squared_distance<S: Tiles, I: Element>(s: S, x: &[I], centre: f32) -> f32 {
-    let mut total = s.splat(0.0);
     let shift = s.splat(centre);
-    for at in (0..x.len()).step_by(S::LANES) {
-        let n = S::LANES.min(x.len() - at);
-        // SAFETY: at + n ≤ the slice's length.
-        let value = unsafe { load_up_to(s, x.as_ptr().add(at), n) };
+    fold(s, x, |sum, value, n| {
         // Lanes past n are loaded as zero: only a centre elsewhere moves them, and clearing them goes through memory.
         let distance = if centre == 0.0 { value } else { math::keep_first(s, s.sub(value, shift), n, 0.0) };
-        total = s.fma(distance, distance, total);
+        s.fma(distance, distance, sum)
+    })
+}
+
+/// The sum of what `step(sum, value, lanes that count)` adds for each vector of x, zeros past its end. Four sums in turn hide
+/// the latency of one.
+#[inline(always)]
+fn fold<S: Tiles, I: Element>(s: S, x: &[I], step: impl Fn(S::F, S::F, usize) -> S::F) -> f32 {
+    let mut sums = [s.splat(0.0); 4];
+    let whole = x.len() / (4 * S::LANES) * (4 * S::LANES);
+    for at in (0..whole).step_by(4 * S::LANES) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: whole groups of four vectors lie within the slice.
+            *sum = step(*sum, unsafe { I::load(s, x.as_ptr().add(at + i * S::LANES)) }, S::LANES);
+        }
     }
-    s.sum(total)
+    for at in (whole..x.len()).step_by(S::LANES) {
+        let n = S::LANES.min(x.len() - at);
+        // SAFETY: at + n ≤ the slice's length.
+        sums[0] = step(sums[0], unsafe { load_up_to(s, x.as_ptr().add(at), n) }, n);
+    }
+    s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
 }

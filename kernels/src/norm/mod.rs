@@ -1,7 +1,7 @@
 //! Normalisations over the last dimension, with the modulation and activation that follow them.
 
 mod cpu;
-mod reference;
+pub(crate) mod reference;
 
 use crate::activation::Activation;
 use crate::buffer::Buffer;
@@ -9,7 +9,8 @@ use crate::error::{Result, shape_error};
 use crate::linear::bias_values;
 use crate::simd::Isa;
 use crate::tensor::{Dtype, F32Values, Tensor};
-use cpu::{Norm, Spec, normalise};
+pub(crate) use cpu::{Norm, statistics};
+use cpu::{Spec, normalise};
 
 /// LayerNorm over the last dimension: x [t, d] → [t, d] of dtype `out`; `weight` and `bias` `[d]` are optional.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32, out: Dtype) -> Result<Tensor> {
@@ -86,7 +87,7 @@ fn rows_of(op: &'static str, x: &Tensor) -> Result<(usize, usize)> {
 }
 
 /// A vector of `d` values; unit dimensions around them are allowed (torch stores gamma as [c, 1, 1]).
-fn required_vector<'a>(op: &'static str, vector: &'a Tensor, d: usize) -> Result<F32Values<'a>> {
+pub(crate) fn required_vector<'a>(op: &'static str, vector: &'a Tensor, d: usize) -> Result<F32Values<'a>> {
     if vector.len() != d || vector.shape().iter().filter(|&&n| n != 1).count() > 1 {
         return shape_error(op, format!("a vector of {d} is needed, {:?} given", vector.shape()));
     }

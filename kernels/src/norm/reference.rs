@@ -19,7 +19,7 @@ pub(super) fn layer_norm(x: &[f32], rows: usize, d: usize, weight: &[f32], bias:
 }
 
 /// `x / √(mean(x²) + eps) · weight`.
-pub(super) fn rms_norm(x: &[f32], rows: usize, d: usize, weight: &[f32], eps: f32) -> Vec<f32> {
+pub(crate) fn rms_norm(x: &[f32], rows: usize, d: usize, weight: &[f32], eps: f32) -> Vec<f32> {
     let mut out = Vec::with_capacity(rows * d);
     for values in x.chunks_exact(d) {
         let inverse = 1.0 / (sum_of_squares(values) / d as f64 + f64::from(eps)).sqrt();

@@ -1,11 +1,13 @@
 //! Rotary position embedding over interleaved pairs, with positions on up to three axes.
 
 mod cpu;
+mod normed;
 mod reference;
 
 use crate::error::{Result, argument_error, shape_error};
+use crate::norm;
 use crate::simd::Isa;
-use crate::tensor::Tensor;
+use crate::tensor::{Dtype, Tensor};
 
 /// Cosines and sines of every token's rotation angles, computed in f64 and stored as f32.
 #[derive(Debug, Clone)]
@@ -70,13 +72,41 @@ impl RopeTable {
 pub fn rope(x: &Tensor, heads: usize, table: &RopeTable) -> Result<Tensor> {
     let fits = matches!(*x.shape(), [t, d] if t == table.tokens && d == heads * table.head_dim);
     if !fits || x.is_empty() {
-        let needed = [table.tokens, heads * table.head_dim];
-        return shape_error("rope", format!("x is {:?}, the table and {heads} heads need {needed:?}", x.shape()));
+        return shape_error("rope", misfit(x, heads, table, ""));
     }
     if let Some(isa) = Isa::current() {
         return Ok(cpu::rope(isa, x, heads, table));
     }
     Ok(Tensor::from_result(reference::rope(&x.f32_values(), heads, table), x.shape(), x.dtype()))
+}
+
+/// [`rms_norm`](crate::rms_norm) over the whole row, across heads, and then [`rope`] of each head, in one pass and without
+/// rounding in between: x [n·t, heads·hd] of n clips that follow each other, weight `[heads·hd]` → the same shape, as `out`.
+pub fn rms_norm_rope(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    heads: usize,
+    table: &RopeTable,
+    out: Dtype,
+) -> Result<Tensor> {
+    const OP: &str = "rms_norm_rope";
+    let weight = norm::required_vector(OP, weight, heads * table.head_dim)?;
+    let fits = matches!(*x.shape(), [rows, d] if rows % table.tokens == 0 && d == heads * table.head_dim);
+    if !fits || x.is_empty() {
+        return shape_error(OP, misfit(x, heads, table, "n·"));
+    }
+    if let Some(isa) = Isa::current() {
+        return Ok(normed::rms_norm_rope(isa, x, normed::Spec { weight: &weight, eps, heads, table }, out));
+    }
+    let normed = norm::reference::rms_norm(&x.f32_values(), x.shape()[0], weight.len(), &weight, eps);
+    let rotated = normed.chunks(table.tokens * weight.len()).flat_map(|clip| reference::rope(clip, heads, table));
+    Ok(Tensor::from_result(rotated.collect::<Vec<_>>(), x.shape(), out))
+}
+
+fn misfit(x: &Tensor, heads: usize, table: &RopeTable, clips: &str) -> String {
+    let (tokens, width) = (table.tokens, heads * table.head_dim);
+    format!("x is {:?}, the table and {heads} heads need [{clips}{tokens}, {width}]", x.shape())
 }
 
 #[cfg(test)]
@@ -110,6 +140,10 @@ mod tests {
         let x = Tensor::from_f32(&[0.0; 4 * 24], &[4, 24]).unwrap();
         assert!(rope(&x, 2, &table).is_ok());
         assert!(rope(&x, 1, &table).is_err());
+        let weight = Tensor::from_f32(&[1.0; 24], &[24]).unwrap();
+        assert!(rms_norm_rope(&x, &weight, 1e-6, 2, &table, Dtype::F32).is_ok());
+        assert!(rms_norm_rope(&x, &weight, 1e-6, 1, &table, Dtype::F32).is_err());
+        assert!(rms_norm_rope(&x.slice_outer(0..3).unwrap(), &weight, 1e-6, 2, &table, Dtype::F32).is_err());
         assert!(RopeTable::from_positions(1e4, [3, 2, 2], &[]).is_err());
     }
 }

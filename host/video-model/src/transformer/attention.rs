@@ -7,7 +7,7 @@ use crate::error::{ModelError, Result};
 use crate::lora::LayerAdapters;
 use crate::precision::Precision;
 use crate::weights::Scope;
-use kernels::{Activation, Dtype, RopeTable, Tensor, add, attention, rms_norm, rope};
+use kernels::{Activation, Dtype, RopeTable, Tensor, add, attention, rms_norm, rms_norm_rope};
 
 /// Keys and values of one attention, [tokens, width] each, keys normalised.
 #[derive(Debug, Clone)]
@@ -44,10 +44,28 @@ struct KeysValuesLayers {
 }
 
 impl KeysValuesLayers {
-    fn forward(&self, x: &Tensor, eps: f32, dtype: Dtype, adapters: Option<&LayerAdapters>) -> Result<KeysValues> {
-        let keys = self.to_k.forward(x, Activation::None, dtype, adapters)?;
-        let values = self.to_v.forward(x, Activation::None, dtype, adapters)?;
-        Ok(KeysValues { keys: rms_norm(&keys, &self.norm_k, eps, dtype)?, values })
+    fn forward(&self, x: &Tensor, norm: &Norm<'_>, adapters: Option<&LayerAdapters>) -> Result<KeysValues> {
+        let keys = self.to_k.forward(x, Activation::None, norm.dtype, adapters)?;
+        let values = self.to_v.forward(x, Activation::None, norm.dtype, adapters)?;
+        Ok(KeysValues { keys: norm.apply(&keys, &self.norm_k)?, values })
+    }
+}
+
+/// What queries and keys go through after their layer.
+struct Norm<'a> {
+    eps: f32,
+    heads: usize,
+    dtype: Dtype,
+    /// Positions, where they count.
+    table: Option<&'a RopeTable>,
+}
+
+impl Norm<'_> {
+    fn apply(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        Ok(match self.table {
+            Some(table) => rms_norm_rope(x, weight, self.eps, self.heads, table, self.dtype)?,
+            None => rms_norm(x, weight, self.eps, self.dtype)?,
+        })
     }
 }
 
@@ -98,15 +116,15 @@ impl Attention {
         x: &mut Tensor,
         adapters: Option<&LayerAdapters>,
     ) -> Result<()> {
-        let queries = self.queries(&y, adapters)?;
-        let KeysValues { keys, values } = self.own.forward(&y, self.eps, self.dtype, adapters)?;
+        let norm = self.norm(Some(table));
+        let queries = self.queries(&y, &norm, adapters)?;
+        let KeysValues { keys, values } = self.own.forward(&y, &norm, adapters)?;
         let clips = y.shape()[0] / table.tokens();
         // Not needed by the attention itself, which takes the most memory; and while `x` is shared it is not updated in place.
         drop(y);
         let mixed = each_clip(clips, &queries, |clip, queries| {
-            let queries = rope(&queries, self.heads, table)?;
-            let keys = rope(&rows_of_clip(&keys, clip, table.tokens())?, self.heads, table)?;
-            self.mix(&queries, &keys, &rows_of_clip(&values, clip, table.tokens())?)
+            let of_clip = |x: &Tensor| rows_of_clip(x, clip, table.tokens());
+            self.mix(&queries, &of_clip(&keys)?, &of_clip(&values)?)
         })?;
         self.to_out.add_to(&mixed, Some(gate), x, adapters)
     }
@@ -119,7 +137,7 @@ impl Attention {
         x: &mut Tensor,
         adapters: Option<&LayerAdapters>,
     ) -> Result<()> {
-        let queries = self.queries(&y, adapters)?;
+        let queries = self.queries(&y, &self.norm(None), adapters)?;
         drop(y);
         let mixed = each_clip(contexts.len(), &queries, |clip, queries| {
             let CrossKeysValues { text, image } = contexts[clip];
@@ -134,18 +152,22 @@ impl Attention {
 
     /// The keys and values of a context's embedded text and picture.
     pub(super) fn context(&self, context: &Context, adapters: Option<&LayerAdapters>) -> Result<CrossKeysValues> {
-        let text = self.own.forward(context.text(), self.eps, self.dtype, adapters)?;
+        let norm = self.norm(None);
+        let text = self.own.forward(context.text(), &norm, adapters)?;
         let image = match (&self.image, context.image()) {
             (None, None) => None,
-            (Some(layers), Some(image)) => Some(layers.forward(image, self.eps, self.dtype, adapters)?),
+            (Some(layers), Some(image)) => Some(layers.forward(image, &norm, adapters)?),
             _ => return Err(ModelError::Input("the context was made by another transformer".to_owned())),
         };
         Ok(CrossKeysValues { text, image })
     }
 
-    fn queries(&self, y: &Tensor, adapters: Option<&LayerAdapters>) -> Result<Tensor> {
-        let queries = self.to_q.forward(y, Activation::None, self.dtype, adapters)?;
-        Ok(rms_norm(&queries, &self.norm_q, self.eps, self.dtype)?)
+    fn norm<'a>(&self, table: Option<&'a RopeTable>) -> Norm<'a> {
+        Norm { eps: self.eps, heads: self.heads, dtype: self.dtype, table }
+    }
+
+    fn queries(&self, y: &Tensor, norm: &Norm<'_>, adapters: Option<&LayerAdapters>) -> Result<Tensor> {
+        norm.apply(&self.to_q.forward(y, Activation::None, self.dtype, adapters)?, &self.norm_q)
     }
 
     fn mix(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
