@@ -72,7 +72,7 @@ fn copy_of_default_model(to: &Path) {
             if entry.path().is_dir() {
                 copy(&entry.path(), &target)
             } else {
-                drop(fs::copy(entry.path(), target).unwrap())
+                fs::copy(entry.path(), target).map(drop).unwrap()
             }
         }
     }
