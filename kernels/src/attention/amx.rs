@@ -262,16 +262,73 @@ struct Task<'a> {
     /// For each tile whether some weights' exponents may fall below EXPONENT_MIN, and whether its bounds are finite.
     is_deep: Vec<bool>,
     is_bounded: Vec<bool>,
-    /// [tile, 32 rows] of 2·steps + 1 lines: sums for the padded head, not yet divided by the total, and the total 16 times.
+    /// [tile, 32 rows] of 2·steps + 2 lines: sums for the padded head, not yet divided by the total, and two parts of the
+    /// total, 16 times each.
     sums: Buffer<Line>,
     scratch: Buffer<Scratch>,
+    /// Sums that are complete but still in their tiles.
+    unstored: Place,
+}
+
+/// Where the four tiles of sums come from or go to: a matrix of 32 by 32 floats, or nowhere.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    at: *mut f32,
+    /// Floats from one row to the next.
+    row: usize,
+}
+
+impl Place {
+    const NOWHERE: Self = Self { at: std::ptr::null_mut(), row: 0 };
+
+    /// Of tile `T`.
+    #[inline(always)]
+    fn of<const T: u8>(self) -> *mut f32 {
+        self.at.wrapping_add((usize::from(T / 2) * self.row + usize::from(T % 2)) * TILE)
+    }
+
+    /// Loads tile `T` from here, or clears it.
+    ///
+    /// # Safety
+    /// The tiles must be configured, the matrix readable if there is one.
+    #[inline(always)]
+    unsafe fn load<const T: u8>(self) {
+        // SAFETY: the caller's contract.
+        unsafe { if self.at.is_null() { amx::clear::<T>() } else { amx::load::<T>(self.of::<T>().cast(), self.row) } }
+    }
+
+    /// Stores tile `T` here, if this is anywhere.
+    ///
+    /// # Safety
+    /// The tiles must be configured, the matrix writable if there is one.
+    #[inline(always)]
+    unsafe fn store<const T: u8>(self) {
+        if !self.at.is_null() {
+            // SAFETY: the caller's contract.
+            unsafe { amx::store::<T>(self.of::<T>(), self.row) }
+        }
+    }
+
+    /// Stores tile `T` of the sums before to `unstored`, and makes it tile `T` of the next ones.
+    ///
+    /// # Safety
+    /// As [`Place::load`] and [`Place::store`].
+    #[inline(always)]
+    unsafe fn replace<const T: u8>(self, unstored: Self) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            unstored.store::<T>();
+            self.load::<T>();
+        }
+    }
 }
 
 /// What is handed from tick to tick, and from stage to stage.
 #[derive(Clone, Copy)]
 struct Scratch {
-    /// [parity of the tick, 32 rows, 32 keys]
-    scores: [[Line; 2 * QUERIES]; 2],
+    /// [parity of the tick, 32 rows, 32 keys]. The lines between keep the two from having the same low address bits, which
+    /// the processor takes for a dependency between a store and the next load.
+    scores: [[Line; 2 * QUERIES + 4]; 2],
     /// [parity of the stage, tile of the group, unit of the block, half, 16 rows] lines of 32 keys.
     weights: [[[[Line; QUERIES]; BLOCK]; GROUP]; 2],
 }
@@ -344,8 +401,9 @@ impl<'a> Task<'a> {
             references,
             is_deep,
             is_bounded,
-            sums: Buffer::zeros(tiles.len() * QUERIES * (2 * steps + 1)),
+            sums: Buffer::zeros(tiles.len() * QUERIES * (2 * steps + 2)),
             scratch: Buffer::zeros(1),
+            unstored: Place::NOWHERE,
             tiles,
         }
     }
@@ -373,6 +431,7 @@ impl<'a> Task<'a> {
         unsafe {
             amx::configure(2 * TILE);
             self.multiply_keys(&stages[0], 0, 0, || ());
+            self.store_sums();
             for (i, stage) in stages.iter().enumerate() {
                 for index in 0..stage.ticks() {
                     let next = if index + 1 < stage.ticks() {
@@ -398,6 +457,7 @@ impl<'a> Task<'a> {
             if let Some(last) = stages.last() {
                 self.multiply_values(last, 0..self.items(last), || ());
             }
+            self.store_sums();
             amx::release();
         }
     }
@@ -427,14 +487,34 @@ impl<'a> Task<'a> {
             if let Some((stage, index)) = tick.next {
                 self.multiply_keys(stage, index, 1 - parity, || soften.rows::<ROWS, DEEP>());
             }
-            if let Some(before) = tick.before {
-                let (items, ticks) = (self.items(before), stage.ticks());
-                let share = items * index / ticks..items * (index + 1) / ticks;
-                self.multiply_values(before, share, || soften.rows::<ROWS, DEEP>());
+            match tick.before {
+                Some(before) => {
+                    let (items, ticks) = (self.items(before), stage.ticks());
+                    let share = items * index / ticks..items * (index + 1) / ticks;
+                    self.multiply_values(before, share, || soften.rows::<ROWS, DEEP>());
+                }
+                // Nothing takes the tiles over before the next tick reads the scores.
+                None => self.store_sums(),
             }
             while soften.row < QUERIES {
                 soften.rows::<ROWS, DEEP>();
             }
+        }
+    }
+
+    /// Stores what is still in the tiles.
+    ///
+    /// # Safety
+    /// The tiles must be configured.
+    #[inline(always)]
+    unsafe fn store_sums(&mut self) {
+        let unstored = std::mem::replace(&mut self.unstored, Place::NOWHERE);
+        // SAFETY: the sums have room where they go.
+        unsafe {
+            unstored.store::<0>();
+            unstored.store::<1>();
+            unstored.store::<2>();
+            unstored.store::<3>();
         }
     }
 
@@ -447,19 +527,19 @@ impl<'a> Task<'a> {
         let (unit, tile) = (stage.first_unit + index / stage.tiles, stage.first_tile + index % stage.tiles);
         let a = self.queries[tile * self.steps * QUERIES..][..self.steps * QUERIES].as_ptr();
         let b = self.head.keys[unit * self.steps * KEYS..][..self.steps * KEYS].as_ptr();
-        let out: *mut f32 = self.scratch[0].scores[parity].as_mut_ptr().cast();
-        // SAFETY: a step has two tiles of 16 lines on either side; the scores have room for four tiles of 16 by 16.
+        let unstored = self.unstored;
+        self.unstored = Place { at: self.scratch[0].scores[parity].as_mut_ptr().cast(), row: KEYS };
+        // SAFETY: a step has two tiles of 16 lines on either side; the sums before have room where they go.
         unsafe {
-            amx::zero();
-            for step in 0..self.steps {
+            first_product(a, b, Place::NOWHERE, unstored, &mut meanwhile);
+            for step in 1..self.steps {
                 product(a.add(step * QUERIES), b.add(step * KEYS), &mut meanwhile);
             }
-            store_four(out, KEYS);
         }
     }
 
     /// Pieces of work in a stage's products of weights and values: (columns, tile, unit), the unit changing fastest. The
-    /// last columns are the totals.
+    /// last columns are the totals. A stage has no more ticks than the one before it has items, so every tick gets some.
     fn items(&self, stage: &Stage) -> usize {
         (self.steps + 1) * stage.ticks()
     }
@@ -471,48 +551,28 @@ impl<'a> Task<'a> {
     #[inline(always)]
     unsafe fn multiply_values(&mut self, stage: &Stage, items: Range<usize>, mut meanwhile: impl FnMut()) {
         let units = stage.units;
-        let lines = 2 * self.steps + 1;
+        let lines = 2 * self.steps + 2;
         let mut item = items.start;
         while item < items.end {
             let (columns, tile) = (item / units / stage.tiles, item / units % stage.tiles);
             let first = item % units;
             let last = units.min(first + items.end - item);
             let rows = &mut self.sums[(stage.first_tile + tile) * QUERIES * lines..][..QUERIES * lines];
-            let sums: *mut f32 = rows[2 * columns..].as_mut_ptr().cast();
-            let row = lines * LINE;
-            let weights = &self.scratch[0].weights[stage.parity][tile];
-            let is_first = stage.first_unit + first == 0;
+            let sums = Place { at: rows[2 * columns..].as_mut_ptr().cast(), row: lines * LINE };
+            let before = if stage.first_unit + first == 0 { Place::NOWHERE } else { sums };
+            let unstored = std::mem::replace(&mut self.unstored, sums);
+            let weights = &self.scratch[0].weights[stage.parity][tile][first..last];
             // SAFETY: the sums reach to the tile's last row; weights and values have whole tiles for every unit.
             unsafe {
-                if is_first {
-                    amx::zero();
-                }
                 if columns < self.steps {
-                    if !is_first {
-                        load_four(sums, row);
+                    let values = &self.head.values[(stage.first_unit + first) * self.steps * KEYS + columns * KEYS..];
+                    let values = |unit: usize| values[unit * self.steps * KEYS..][..KEYS].as_ptr();
+                    first_product(weights[0].as_ptr(), values(0), before, unstored, &mut meanwhile);
+                    for (unit, weights) in weights.iter().enumerate().skip(1) {
+                        product(weights.as_ptr(), values(unit), &mut meanwhile);
                     }
-                    for (i, unit) in weights[first..last].iter().enumerate() {
-                        let values = ((stage.first_unit + first + i) * self.steps + columns) * KEYS;
-                        let values = self.head.values[values..][..KEYS].as_ptr();
-                        product(unit.as_ptr(), values, &mut meanwhile);
-                    }
-                    store_four(sums, row);
                 } else {
-                    if !is_first {
-                        amx::load::<0>(sums.cast(), row);
-                        amx::load::<2>(sums.add(TILE * row).cast(), row);
-                    }
-                    amx::load::<6>(ONES.as_ptr().cast(), LINE);
-                    for unit in &weights[first..last] {
-                        amx::load::<4>(unit.as_ptr().cast(), LINE);
-                        amx::dot_bf16::<0, 4, 6>();
-                        meanwhile();
-                        amx::load::<5>(unit[TILE..].as_ptr().cast(), LINE);
-                        amx::dot_bf16::<2, 5, 6>();
-                        meanwhile();
-                    }
-                    amx::store::<0>(sums, row);
-                    amx::store::<2>(sums.add(TILE * row), row);
+                    add_totals(weights, before, unstored, &mut meanwhile);
                 }
             }
             item += last - first;
@@ -527,13 +587,13 @@ impl<'a> Task<'a> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
     unsafe fn finish(&self, out: *mut bf16, at: usize) -> Vec<usize> {
         let AttentionShape { queries, heads, head_dim, .. } = self.shape;
-        let lines = 2 * self.steps + 1;
+        let lines = 2 * self.steps + 2;
         let mut failed = Vec::new();
         for (local, tile) in self.tiles.clone().enumerate() {
             let mut is_precise = self.is_bounded[local];
             for row in 0..QUERIES.min(queries - tile * QUERIES) {
                 let sums = &self.sums[(local * QUERIES + row) * lines..][..lines];
-                let total = f32::from_bits(sums[lines - 1].0[0]);
+                let total = f32::from_bits(sums[lines - 2].0[0]) + f32::from_bits(sums[lines - 1].0[0]);
                 is_precise &= (TOTAL_MIN..f32::MAX).contains(&total);
                 let inverse = _mm512_set1_ps(1.0 / total);
                 for (i, line) in sums[..head_dim.div_ceil(LINE)].iter().enumerate() {
@@ -617,7 +677,8 @@ fn weights_of(w: __m512i, visible: u32) -> __m512i {
     _mm512_maskz_avg_epu16(visible, _mm512_sub_epi16(w, excess), _mm512_setzero_si512())
 }
 
-/// Sums 0–3 += two tiles of A by two tiles of B, each 16 lines after the other.
+/// Sums 0–3 += two tiles of A by two tiles of B, each 16 lines after the other. B is used once, A stays in the first-level
+/// cache.
 ///
 /// # Safety
 /// The tiles must be configured, the lines readable.
@@ -625,11 +686,11 @@ fn weights_of(w: __m512i, visible: u32) -> __m512i {
 unsafe fn product(a: *const Line, b: *const Line, meanwhile: &mut impl FnMut()) {
     // SAFETY: the caller's contract.
     unsafe {
-        amx::load::<6>(b.cast(), LINE);
+        amx::load_streaming::<6>(b.cast(), LINE);
         amx::load::<4>(a.cast(), LINE);
         amx::dot_bf16::<0, 4, 6>();
         meanwhile();
-        amx::load::<7>(b.add(TILE).cast(), LINE);
+        amx::load_streaming::<7>(b.add(TILE).cast(), LINE);
         amx::dot_bf16::<1, 4, 7>();
         meanwhile();
         amx::load::<5>(a.add(TILE).cast(), LINE);
@@ -640,32 +701,63 @@ unsafe fn product(a: *const Line, b: *const Line, meanwhile: &mut impl FnMut()) 
     }
 }
 
-/// Sums 0–3 from a matrix of 32 by 32 whose rows are `row` floats apart.
+/// [`product`] added to the sums from `before`; the sums that were in the tiles go to `unstored`. One tile at a time: to store
+/// all four first would leave the matrix unit idle.
 ///
 /// # Safety
-/// The tiles must be configured, the matrix readable.
+/// As [`product`]; the places must be valid.
 #[inline(always)]
-unsafe fn load_four(from: *const f32, row: usize) {
+unsafe fn first_product(a: *const Line, b: *const Line, before: Place, unstored: Place, meanwhile: &mut impl FnMut()) {
     // SAFETY: the caller's contract.
     unsafe {
-        amx::load::<0>(from.cast(), row);
-        amx::load::<1>(from.add(TILE).cast(), row);
-        amx::load::<2>(from.add(TILE * row).cast(), row);
-        amx::load::<3>(from.add(TILE * row + TILE).cast(), row);
+        amx::load_streaming::<6>(b.cast(), LINE);
+        amx::load::<4>(a.cast(), LINE);
+        before.replace::<0>(unstored);
+        amx::dot_bf16::<0, 4, 6>();
+        meanwhile();
+        amx::load_streaming::<7>(b.add(TILE).cast(), LINE);
+        before.replace::<1>(unstored);
+        amx::dot_bf16::<1, 4, 7>();
+        meanwhile();
+        amx::load::<5>(a.add(TILE).cast(), LINE);
+        before.replace::<2>(unstored);
+        amx::dot_bf16::<2, 5, 6>();
+        meanwhile();
+        before.replace::<3>(unstored);
+        amx::dot_bf16::<3, 5, 7>();
+        meanwhile();
     }
 }
 
-/// Sums 0–3 to a matrix of 32 by 32 whose rows are `row` floats apart.
+/// Adds weights by ones to the totals: those of even units to sums 0 and 2, of odd ones to 1 and 3, so that one need not wait
+/// for the other.
 ///
 /// # Safety
-/// The tiles must be configured, the matrix writable.
+/// The tiles must be configured, the places valid.
 #[inline(always)]
-unsafe fn store_four(to: *mut f32, row: usize) {
-    // SAFETY: the caller's contract.
+unsafe fn add_totals(weights: &[[Line; QUERIES]], before: Place, unstored: Place, meanwhile: &mut impl FnMut()) {
+    // SAFETY: the caller's contract; a unit's weights are two tiles.
     unsafe {
-        amx::store::<0>(to, row);
-        amx::store::<1>(to.add(TILE), row);
-        amx::store::<2>(to.add(TILE * row), row);
-        amx::store::<3>(to.add(TILE * row + TILE), row);
+        amx::load::<6>(ONES.as_ptr().cast(), LINE);
+        before.replace::<0>(unstored);
+        before.replace::<1>(unstored);
+        before.replace::<2>(unstored);
+        before.replace::<3>(unstored);
+        for pair in weights.chunks(2) {
+            amx::load::<4>(pair[0].as_ptr().cast(), LINE);
+            amx::dot_bf16::<0, 4, 6>();
+            meanwhile();
+            amx::load::<5>(pair[0][TILE..].as_ptr().cast(), LINE);
+            amx::dot_bf16::<2, 5, 6>();
+            meanwhile();
+            if let Some(odd) = pair.get(1) {
+                amx::load::<4>(odd.as_ptr().cast(), LINE);
+                amx::dot_bf16::<1, 4, 6>();
+                meanwhile();
+                amx::load::<5>(odd[TILE..].as_ptr().cast(), LINE);
+                amx::dot_bf16::<3, 5, 6>();
+                meanwhile();
+            }
+        }
     }
 }

@@ -89,17 +89,6 @@ pub(crate) unsafe fn release() {
     unsafe { asm!("tilerelease", options(nostack, nomem)) }
 }
 
-/// Clears the sums.
-///
-/// # Safety
-/// The tiles must be configured.
-#[inline(always)]
-#[allow(dead_code, reason = "for attention")]
-pub(crate) unsafe fn zero() {
-    // SAFETY: the caller's contract.
-    unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) }
-}
-
 /// Loads tile `T` from rows `stride` words apart.
 ///
 /// # Safety
