@@ -42,7 +42,7 @@ impl From<ModelListError> for Failure {
 }
 
 fn list(place: &ModelPlace, output: Output) -> CommandResult {
-    let mut rows = vec![["model", "family", "parameters", "GB", "size", "key frames"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["model", "family", "parameters", "weights", "size", "key frames"].map(str::to_owned).to_vec()];
     let mut values = Vec::new();
     let built_in = ChosenModel { name: models::DEFAULT_MODEL.to_owned(), folder: None };
     let others = place.config()?.all_models()?.into_iter();
@@ -69,7 +69,7 @@ fn row(info: &ModelInfo) -> Vec<String> {
         info.name.clone(),
         info.family.clone(),
         count(info.parameters),
-        format!("{:.2}", info.bytes as f64 / 1e9),
+        size(info.bytes),
         info.defaults.native_size.to_string(),
         info.defaults.key_frames.to_string(),
     ]
@@ -92,7 +92,7 @@ fn card(info: &ModelInfo) -> String {
     rows.extend(info.licence.clone().map(|licence| ("licence".to_owned(), licence)));
     rows.push(("parameters".to_owned(), count(info.parameters)));
     for part in &info.parts {
-        let size = format!("{:.2} GB", part.bytes as f64 / 1e9);
+        let size = size(part.bytes);
         rows.push((
             format!("  {}", part.name),
             format!("{}, {size}, {}", count(part.parameters), part.dtypes.join(" + ")),
@@ -110,6 +110,14 @@ fn card(info: &ModelInfo) -> String {
     ]);
     let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name, value]).collect();
     table(&rows)
+}
+
+/// Bytes for people to read.
+fn size(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.2} GB", bytes as f64 / 1e9),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
 }
 
 /// Parameters in the unit in which models are named.

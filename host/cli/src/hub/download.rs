@@ -218,10 +218,9 @@ impl Snapshot<'_> {
             outcome => outcome,
         };
         let path = outcome.map_err(|error| self.hub.explain(&file.path, error))?;
-        self.hub
-            .output
-            .is_json()
-            .then(|| self.hub.output.json(&json!({ "event": "file", "file": file.path, "bytes": file.bytes })));
+        if self.hub.output.is_json() {
+            self.hub.output.json(&json!({ "event": "file", "file": file.path, "bytes": file.bytes }));
+        }
         Ok(path)
     }
 
