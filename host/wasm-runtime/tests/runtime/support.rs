@@ -56,7 +56,7 @@ impl Diffuse for FakeEngine {
             size: SIZE,
             duration_ms: 1000,
             fps: 8,
-            loras: Vec::new(),
+            loras: vec!["style".to_owned()],
         })
     }
 

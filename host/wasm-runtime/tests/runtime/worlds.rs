@@ -46,12 +46,13 @@ async fn a_prompt_hook_passes_what_it_does_not_touch_and_is_billed() {
         sampler: Some(Sampler::Unipc),
         solver_order: Some(3),
         solver_type: Some("bh1".parse().unwrap()),
-        schedule: Some("karras".parse().unwrap()),
+        schedule: Some("uniform".parse().unwrap()),
         eta: Some(0.0),
         guidance_kind: Some("apg:momentum=-0.5".parse().unwrap()),
         guidance_rescale: Some(0.25),
         guidance_interval: Some("0.1..0.9".parse().unwrap()),
         step_cache: Some("first-block:0.05".parse().unwrap()),
+        loras: vec!["style:0.8".parse().unwrap()],
     };
     let cx = context();
     let planned = host.runtime.plan(&cx, &hook, asked.clone()).await.unwrap();
