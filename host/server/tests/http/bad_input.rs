@@ -51,7 +51,7 @@ async fn each_wrong_field_is_refused_by_its_name() {
         ("guidance", json!(1e30)),
         ("shift", json!(0)),
         ("sampler", json!("magic")),
-        ("solver_order", json!(3)),
+        ("solver_order", json!(9)),
         ("solver_type", json!("bh3")),
         ("schedule", json!("cubic")),
         ("eta", json!(1.5)),
