@@ -110,8 +110,8 @@ impl Arena {
         state.regions.iter_mut().for_each(Region::trim);
     }
 
-    /// The arena of the scope that this thread is in.
-    pub(crate) fn current() -> Option<Self> {
+    /// The arena of the scope that this thread is in: for work that its caller hands to another thread.
+    pub fn current() -> Option<Self> {
         CURRENT.with_borrow(Clone::clone)
     }
 

@@ -29,7 +29,7 @@ pub use activation::Activation;
 pub use arena::Arena;
 pub use attention::attention;
 pub use conv::{CausalConv3d, PackedConv2d, PackedConvTranspose2d, Padding, causal_conv3d, conv_transpose2d, conv2d};
-pub use elementwise::{activate, add, embedding, guide, linear_combination, multiply};
+pub use elementwise::{activate, add, clamp, embedding, guide, linear_combination, multiply};
 pub use error::{Error, Result};
 pub use layout::{channels_first, channels_last, concat_channels, patchify, slice_channels, unpatchify};
 pub use linear::{PackedLinear, linear, linear_residual};

@@ -242,7 +242,8 @@ impl Tensor {
         }
     }
 
-    pub(crate) fn as_f32(&self) -> Option<&[f32]> {
+    /// The elements in row-major order, when they are stored as f32.
+    pub fn as_f32(&self) -> Option<&[f32]> {
         match &*self.storage {
             Storage::F32(v) => Some(v),
             Storage::Bf16(_) => None,

@@ -253,6 +253,9 @@ pub struct Engine {
     /// Threads of the CPU engine; all cores by default.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Memory that the model and its work may take, like `12GB`; what is free by default.
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -78,6 +78,8 @@ pub struct ConfigFile {
     pub dtype: Option<String>,
     /// Threads of the CPU engine.
     pub device_threads: Option<usize>,
+    /// Bytes of memory that models and jobs may take.
+    pub memory_bytes_max: Option<u64>,
     /// Jobs that run at a time.
     pub jobs_parallel_max: Option<u32>,
     /// Device milliseconds reserved for a job: its budget.
@@ -105,6 +107,8 @@ pub struct Config {
     pub dtype: Option<String>,
     /// Threads of the CPU engine; none takes all.
     pub device_threads: Option<usize>,
+    /// Bytes of memory that models and jobs may take; none takes what is free at the start.
+    pub memory_bytes_max: Option<u64>,
     /// Jobs that run at a time. The device queue shares the device among them, step by step.
     pub jobs_parallel_max: u32,
     /// Device milliseconds reserved for a job: its budget.
@@ -162,6 +166,7 @@ impl Config {
             loras: file.loras.into_iter().collect(),
             dtype: file.dtype,
             device_threads: file.device_threads,
+            memory_bytes_max: file.memory_bytes_max,
             jobs_parallel_max,
             job_gpu_budget_ms,
             prompt_cache_ram_bytes_max: file.prompt_cache_ram_bytes_max.unwrap_or(256 << 20),

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use video_model::engine::{DiffuseOptions, VideoEngine};
+pub use video_model::memory::{MemoryEstimate, Placement};
 pub use video_model::quality::Quality;
 
 /// How the local engine is to run.
@@ -30,6 +31,8 @@ pub struct EngineOptions {
     pub device: String,
     /// Threads; none takes all cores.
     pub threads: Option<usize>,
+    /// Memory that models and jobs may take, like `12GB`; none takes what is free.
+    pub memory: Option<String>,
 }
 
 /// The engine of this process, without tenants, queue or ledger.
@@ -111,6 +114,8 @@ impl LocalEngine {
         let folder = |model: &ChosenModel| Some((model.name.clone(), model.folder.clone()?));
         config.models.extend(options.model.as_ref().and_then(folder));
         let model = options.model.as_ref().map(|model| model.name.clone());
+        let memory = options.memory.as_deref().map(video_model::memory::parse_bytes).transpose();
+        config.memory_bytes_max = memory.map_err(OpenError::Engine)?;
         Ok(Self { engine: start_engine(&config)?, model })
     }
 
@@ -121,6 +126,12 @@ impl LocalEngine {
     /// What the chosen model does by itself.
     pub fn defaults(&self) -> StageResult<ModelDefaults> {
         self.engine.defaults(self.model.as_deref())
+    }
+
+    /// What a request would ask of memory and how it would be placed; the refusal when there is not so much.
+    pub fn memory(&self, request: &GenerationRequest) -> StageResult<(Placement, MemoryEstimate)> {
+        let request = GenerationRequest { model: self.model.clone(), ..request.clone() };
+        self.engine.admit(&request.resolve(&self.defaults()?, 0)?)
     }
 
     /// Generates and writes a video.

@@ -117,6 +117,7 @@ pub(crate) fn start_engine(config: &Config) -> Result<Arc<VideoEngine>, OpenErro
             ram_bytes_max: config.prompt_cache_ram_bytes_max,
             disk: Some((config.data_dir.join("prompt-cache"), config.prompt_cache_disk_bytes_max)),
         },
+        memory_bytes_max: config.memory_bytes_max.or(defaults.memory_bytes_max),
         ..defaults
     })
     .map_err(OpenError::Engine)

@@ -12,6 +12,7 @@ pub mod image_encoder;
 pub mod interpolation;
 mod json;
 pub mod lora;
+pub mod memory;
 mod model;
 pub mod noise;
 pub mod picture;

@@ -6,7 +6,7 @@ use crate::files::ModelFiles;
 use crate::image_encoder::ImageEncoder;
 use crate::precision::Precision;
 use crate::text::{TextEncoder, load_text_encoder};
-use crate::transformer::WanTransformer;
+use crate::transformer::{Residency, WanTransformer};
 use crate::vae::WanVae;
 use pipeline::PicturesTaken;
 
@@ -35,9 +35,14 @@ pub struct Expert {
 impl VideoModel {
     /// Loads a folder in diffusers' layout for products in `precision`.
     pub fn load(files: &ModelFiles, precision: Precision) -> Result<Self> {
+        Self::load_with(files, precision, Residency::Resident)
+    }
+
+    /// Like [`VideoModel::load`], with the transformers' blocks where `residency` says.
+    pub fn load_with(files: &ModelFiles, precision: Precision, residency: Residency) -> Result<Self> {
         let config = FolderConfig::load(files)?;
         let expert = |folder: &str, timestep_min| -> Result<Expert> {
-            Ok(Expert { transformer: WanTransformer::load(files, folder, precision)?, timestep_min })
+            Ok(Expert { transformer: WanTransformer::load_with(files, folder, precision, residency)?, timestep_min })
         };
         let experts = match config.boundary_ratio {
             None => vec![expert("transformer", 0.0)?],

@@ -6,14 +6,16 @@ use crate::describe::{self, PartInfo};
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use crate::interpolation::Interpolator;
+use crate::memory::{MemoryEstimate, ModelMemory, Placement, Workload};
 use crate::model::VideoModel;
 use crate::precision::Precision;
+use crate::transformer::Residency;
 use include_dir::{Dir, include_dir};
 use pipeline::{FrameSize, ModelDefaults, StageError, StageResult, limits};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The name of the built-in model.
 pub const DEFAULT_MODEL: &str = "default";
@@ -49,6 +51,8 @@ pub struct ModelInfo {
     pub loaded: bool,
     /// What it does when a request is silent.
     pub defaults: ModelDefaults,
+    /// What that asks of memory, with all weights in it.
+    pub memory: MemoryEstimate,
 }
 
 /// All models of an engine, by name.
@@ -63,7 +67,31 @@ pub struct Registry {
 struct Entry {
     files: ModelFiles,
     defaults: ModelDefaults,
-    model: OnceLock<Arc<VideoModel>>,
+    memory: OnceLock<ModelMemory>,
+    model: Mutex<Option<Loaded>>,
+}
+
+#[derive(Clone)]
+struct Loaded {
+    model: Arc<VideoModel>,
+    residency: Residency,
+}
+
+impl Loaded {
+    /// Whether it takes no more memory than one that is loaded so.
+    fn is_within(&self, residency: Residency) -> bool {
+        residency == Residency::Resident || self.residency == Residency::Streamed
+    }
+}
+
+impl Entry {
+    fn loaded(&self) -> Option<Loaded> {
+        self.slot().clone()
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Loaded>> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Registry {
@@ -73,7 +101,7 @@ impl Registry {
         let folders = folders.into_iter().map(|(name, path)| (name, ModelFiles::Folder(path)));
         let entry = |(name, files): (String, ModelFiles)| {
             let defaults = model_defaults(&name, &files)?;
-            Ok((name, Entry { files, defaults, model: OnceLock::new() }))
+            Ok((name, Entry { files, defaults, memory: OnceLock::new(), model: Mutex::default() }))
         };
         let entries = [embedded].into_iter().chain(folders).map(entry).collect::<Result<_>>()?;
         Ok(Self { entries, dtype, interpolator: OnceLock::new(), loading: Mutex::new(()) })
@@ -92,19 +120,46 @@ impl Registry {
     /// One model.
     pub fn show(&self, name: Option<&str>) -> StageResult<ModelInfo> {
         let entry = self.entry(name)?;
-        model_info(&entry.files, &entry.defaults, entry.model.get().is_some())
+        model_info(&entry.files, &entry.defaults, self.dtype, entry.loaded().is_some())
             .map_err(|e| failed(&entry.defaults.model, &e))
     }
 
-    /// The model when its weights are in memory.
-    pub fn loaded(&self, name: &str) -> StageResult<Option<Arc<VideoModel>>> {
-        Ok(self.entry(Some(name))?.model.get().cloned())
+    /// The model when its weights are in memory, or in their files if that is `residency`.
+    pub fn loaded(&self, name: &str, residency: Residency) -> StageResult<Option<Arc<VideoModel>>> {
+        let loaded = self.entry(Some(name))?.loaded();
+        Ok(loaded.filter(|l| l.is_within(residency)).map(|l| l.model))
     }
 
-    /// The model, loading its weights if need be: may take long.
-    pub fn load(&self, name: &str) -> StageResult<Arc<VideoModel>> {
+    /// The model, loading its weights if need be: may take long. A model that was in memory and is wanted streamed is loaded
+    /// anew; the old one goes when its last job is done.
+    pub fn load(&self, name: &str, residency: Residency) -> StageResult<Arc<VideoModel>> {
         let entry = self.entry(Some(name))?;
-        self.once(&entry.model, || VideoModel::load(&entry.files, self.dtype)).map_err(|e| failed(name, &e))
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = entry.loaded().filter(|l| l.is_within(residency)) {
+            return Ok(loaded.model);
+        }
+        *entry.slot() = None;
+        let model = VideoModel::load_with(&entry.files, self.dtype, residency).map_err(|e| failed(name, &e))?;
+        let model = Arc::new(model);
+        *entry.slot() = Some(Loaded { model: Arc::clone(&model), residency });
+        Ok(model)
+    }
+
+    /// What the model asks of memory.
+    pub fn memory(&self, name: &str) -> StageResult<&ModelMemory> {
+        let entry = self.entry(Some(name))?;
+        if let Some(memory) = entry.memory.get() {
+            return Ok(memory);
+        }
+        let memory = ModelMemory::read(&entry.files, self.dtype).map_err(|e| failed(name, &e))?;
+        Ok(entry.memory.get_or_init(|| memory))
+    }
+
+    /// Bytes of the weights of all loaded models but `name`.
+    pub fn loaded_bytes_beside(&self, name: &str) -> StageResult<u64> {
+        let others = self.entries.iter().filter(|(other, _)| *other != name);
+        let loaded = others.filter_map(|(other, entry)| Some((other, entry.loaded()?)));
+        loaded.map(|(other, loaded)| Ok(self.memory(other)?.weights_bytes(loaded.residency))).sum()
     }
 
     /// The built-in interpolator, loading its weights if need be.
@@ -172,7 +227,7 @@ fn finished_size(native: FrameSize) -> FrameSize {
 /// A model by its name and folder (none: the built-in one), without an engine and without loading it.
 pub fn describe(name: &str, folder: Option<&Path>) -> Result<ModelInfo> {
     let files = folder.map_or(ModelFiles::Embedded(&DEFAULT_WEIGHTS), |path| ModelFiles::Folder(path.to_owned()));
-    model_info(&files, &model_defaults(name, &files)?, false)
+    model_info(&files, &model_defaults(name, &files)?, Precision::default(), false)
 }
 
 /// Refuses a folder whose files are not all there or do not fit together, by configs and headers alone.
@@ -182,13 +237,16 @@ pub fn check_folder(folder: &Path) -> Result<()> {
     describe::check(&files)
 }
 
-fn model_info(files: &ModelFiles, defaults: &ModelDefaults, loaded: bool) -> Result<ModelInfo> {
+/// `precision` is that of the memory estimate.
+fn model_info(files: &ModelFiles, defaults: &ModelDefaults, precision: Precision, loaded: bool) -> Result<ModelInfo> {
     let source = match files {
         ModelFiles::Embedded(_) => "built-in".to_owned(),
         ModelFiles::Folder(path) => path.display().to_string(),
         ModelFiles::Memory(_) => "memory".to_owned(),
     };
     let description = describe::describe(files)?;
+    let memory = ModelMemory::read(files, precision)?;
+    let memory = memory.estimate(&Workload::of_defaults(defaults), Placement::default());
     Ok(ModelInfo {
         name: defaults.model.clone(),
         family: description.family.to_owned(),
@@ -200,6 +258,7 @@ fn model_info(files: &ModelFiles, defaults: &ModelDefaults, loaded: bool) -> Res
         licence: description.licence,
         loaded,
         defaults: defaults.clone(),
+        memory,
     })
 }
 
@@ -221,9 +280,9 @@ mod tests {
         let registry = Registry::new(Vec::new(), Precision::F32).unwrap();
         let info = &registry.list().unwrap()[0];
         assert!(info.parameters > 1_000_000 && info.bytes > info.parameters, "{info:?}");
-        assert!(!info.loaded && registry.loaded(DEFAULT_MODEL).unwrap().is_none());
-        let model = registry.load(DEFAULT_MODEL).unwrap();
-        assert!(Arc::ptr_eq(&model, &registry.load(DEFAULT_MODEL).unwrap()));
+        assert!(!info.loaded && registry.loaded(DEFAULT_MODEL, Residency::Resident).unwrap().is_none());
+        let model = registry.load(DEFAULT_MODEL, Residency::Resident).unwrap();
+        assert!(Arc::ptr_eq(&model, &registry.load(DEFAULT_MODEL, Residency::Resident).unwrap()));
         assert!(registry.show(None).unwrap().loaded);
         assert!(registry.interpolator().unwrap().parameters() > 1000);
     }

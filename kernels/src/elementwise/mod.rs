@@ -26,6 +26,19 @@ pub(crate) fn convert(x: &Tensor, dtype: Dtype) -> Tensor {
     }
 }
 
+/// Every element of an f32 tensor brought into `low..=high`; in place when nobody shares it.
+pub fn clamp(mut x: Tensor, low: f32, high: f32) -> Result<Tensor> {
+    const OP: &str = "clamp";
+    if low.is_nan() || high.is_nan() || low > high {
+        return argument_error(OP, format!("{low}..={high} is no range"));
+    }
+    let len = x.len();
+    crate::parallel::for_each_piece(x.f32_mut(OP)?, 64 * 1024, len, |_, piece| {
+        piece.iter_mut().for_each(|v| *v = v.clamp(low, high));
+    });
+    Ok(x)
+}
+
 /// `a + b` in a's dtype.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     linear_combination(&[(1.0, a), (1.0, b)])
@@ -99,6 +112,15 @@ mod tests {
         let (a, b) = (tensor(&[1.0, -2.0, 3.0], &[3]), tensor(&[0.5, 4.0, 0.0], &[3]));
         assert_eq!(multiply(&a, &b).unwrap().to_vec_f32(), vec![0.5, -8.0, 0.0]);
         assert!(multiply(&a, &tensor(&[1.0], &[1])).is_err());
+    }
+
+    #[test]
+    fn clamping_leaves_other_handles_alone_and_refuses_what_is_no_range() {
+        let x = tensor(&[-2.0, 0.5, 2.0], &[3]);
+        assert_eq!(clamp(x.clone(), -1.0, 1.0).unwrap().to_vec_f32(), vec![-1.0, 0.5, 1.0]);
+        assert_eq!(x.to_vec_f32(), vec![-2.0, 0.5, 2.0]);
+        assert!(clamp(x.clone(), 1.0, -1.0).is_err() && clamp(x.clone(), f32::NAN, 1.0).is_err());
+        assert!(clamp(x.to_dtype(Dtype::Bf16), -1.0, 1.0).is_err());
     }
 
     #[test]

@@ -20,6 +20,7 @@ impl Engine {
             dtype: self.dtype.clone(),
             device: self.device.clone(),
             threads: self.threads,
+            memory: self.memory.clone(),
         }
     }
 }
@@ -39,6 +40,8 @@ pub async fn run(args: Generate, output: Output) -> CommandResult {
     let config = args.place.config()?;
     let model = args.model.as_deref().map(|model| config.choose_model(model)).transpose()?;
     let engine = start(&EngineOptions { loras, ..args.engine.options(model) })?;
+    let (placement, estimate) = engine.memory(&request)?;
+    output.note(&format!("memory: {estimate}, {placement}"));
     let bars = StageBars::new(output);
     let cx = StageContext { progress: bars.clone(), ..StageContext::unmetered(Lane(0)) };
     let job = LocalGeneration {

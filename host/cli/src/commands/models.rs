@@ -102,6 +102,7 @@ fn card(info: &ModelInfo) -> String {
     rows.extend([
         ("takes".to_owned(), info.takes.clone()),
         ("diffuses".to_owned(), format!("{} key frames of {}", defaults.key_frames, defaults.native_size)),
+        ("memory".to_owned(), info.memory.to_string()),
         ("makes".to_owned(), format!("{} at {} fps, {} ms", defaults.size, defaults.fps, defaults.duration_ms)),
         (
             "sampling".to_owned(),

@@ -3,6 +3,7 @@
 use super::internal;
 use super::prompt_cache::{PromptCache, PromptKey};
 use crate::device_queue::Session;
+use crate::memory::Placement;
 use crate::model::VideoModel;
 use crate::text::clean_prompt;
 use kernels::Tensor;
@@ -21,6 +22,10 @@ pub(super) struct PromptConditioning {
     pub(super) negative: Option<Tensor>,
     /// States of the given pictures, one below the other, for models that attend to them.
     pub(super) image: Option<Tensor>,
+    /// How the job makes do with the memory that there is.
+    pub(super) placement: Placement,
+    /// What it needs besides the model's weights.
+    pub(super) job_bytes: u64,
 }
 
 /// A prompt as the text encoder sees it.
@@ -117,7 +122,9 @@ impl Encode {
             false => Some(Tensor::concat_outer(&pictures).map_err(|e| internal(e.into()))?),
         };
         let (model_name, model) = (self.model_name.clone(), Arc::clone(&self.model));
-        let conditioning = PromptConditioning { model_name, model, prompt, negative, image };
+        // The engine has decided about memory, and says so when all is encoded.
+        let (placement, job_bytes) = (Placement::default(), 0);
+        let conditioning = PromptConditioning { model_name, model, prompt, negative, image, placement, job_bytes };
         Ok(Some(Encoded { conditioning, learnt: std::mem::take(&mut self.learnt) }))
     }
 }

@@ -53,6 +53,8 @@ pub(super) struct Denoise {
     shape: LatentShape,
     sampler: SamplerState,
     latent: Vec<f32>,
+    /// The memory of the last answer, for the next.
+    velocity: Vec<f32>,
     known: Known,
     known_steps: u32,
     state: Option<ExpertState>,
@@ -104,6 +106,7 @@ impl Denoise {
             shape,
             sampler: SamplerState::new(&plan.sampling, plan.seed),
             latent,
+            velocity: Vec::new(),
             known: Known::Nothing,
             known_steps: encoder.as_ref().map_or(0, KnownEncoder::steps),
             state: None,
@@ -129,8 +132,11 @@ impl Denoise {
     /// The model's answer at the sampler's current step, guided.
     fn velocity(&mut self) -> Result<Vec<f32>> {
         let step = self.sampler.done();
+        let mut velocity = std::mem::take(&mut self.velocity);
         if self.guidance.moves_nothing(step) {
-            return Ok(vec![0.0; self.latent.len()]);
+            velocity.clear();
+            velocity.resize(self.latent.len(), 0.0);
+            return Ok(velocity);
         }
         let input = self.known.input(self.latent()?)?;
         let timestep = self.sampler.timestep(step);
@@ -148,9 +154,10 @@ impl Denoise {
         let adapters = self.loras.as_ref().and_then(|set| set.expert(expert));
         let answers = transformer.forward(&input, timesteps, &contexts, adapters, state.cache.as_mut())?;
         self.state = Some(state);
-        let mut answers = answers.iter().map(Tensor::to_vec_f32);
-        let mut velocity = answers.next().unwrap_or_default();
-        self.guidance.combine(step, &mut velocity, answers.next().as_deref());
+        let mut answers = answers.iter().map(values_of);
+        velocity.clear();
+        velocity.extend_from_slice(answers.next().transpose()?.unwrap_or_default());
+        self.guidance.combine(step, &mut velocity, answers.next().transpose()?);
         Ok(velocity)
     }
 
@@ -174,6 +181,7 @@ impl Denoise {
         if !self.sampler.step(&mut self.latent, &velocity) {
             return Err(ModelError::Input("the transformer's answer has another size than the latent".to_owned()));
         }
+        self.velocity = velocity;
         if self.sampler.done() == self.sampler.steps() {
             self.latent = self.known.finish(self.latent()?)?.to_vec_f32();
             // Decoding needs none of it, and a long prompt's keys and values are large.
@@ -192,8 +200,7 @@ impl Denoise {
         let index = state.frames();
         let frame = Tensor::from_f32(&self.latent[index * h * w * z..][..h * w * z], &[1, h, w, z])?;
         let pictures = self.conditioning.model.vae.decode_next(state, &frame)?;
-        let values = pictures.to_vec_f32();
-        for picture in values.chunks_exact(self.size.rgb_bytes()) {
+        for picture in values_of(&pictures)?.chunks_exact(self.size.rgb_bytes()) {
             // −1..=1 to 0..=255, as diffusers does: halve, shift, scale, round.
             let rgb = picture.iter().map(|v| ((v * 0.5 + 0.5) * 255.0).round().clamp(0.0, 255.0) as u8).collect();
             self.key_frames.extend(Frame::new(self.size, rgb));
@@ -244,7 +251,8 @@ impl Session for Denoise {
             Phase::Denoise => {
                 self.sampler_step().map_err(internal)?;
                 if self.sampler.done() == self.sampler.steps() {
-                    self.phase = Phase::Decode(DecodeState::default());
+                    let tiling = self.conditioning.placement.tiling;
+                    self.phase = Phase::Decode(tiling.map_or_else(DecodeState::default, DecodeState::tiled));
                 }
             }
             Phase::Decode(_) => {
@@ -255,6 +263,11 @@ impl Session for Denoise {
         }
         Ok(None)
     }
+}
+
+/// The elements of a network's answer.
+fn values_of(answer: &Tensor) -> Result<&[f32]> {
+    answer.as_f32().ok_or_else(|| ModelError::Input(format!("an answer in {:?}, f32 is needed", answer.dtype())))
 }
 
 /// The plan's pictures at the size of key frames, cut to its proportions.

@@ -4,6 +4,7 @@ mod conditioning;
 mod diffusion;
 mod in_between;
 mod known;
+mod memory_gate;
 mod prompt_cache;
 #[cfg(test)]
 mod tests;
@@ -11,15 +12,18 @@ mod tests;
 use crate::device_queue::{Bill, DeviceQueue, QueueLimits, QueueStats};
 use crate::error::ModelError;
 use crate::lora::{LoraLibrary, LoraSet};
+use crate::memory::{MemoryEstimate, Placement, Workload, available_bytes};
 use crate::model::VideoModel;
 use crate::noise;
 use crate::precision::Precision;
 use crate::registry::{DEFAULT_MODEL, ModelInfo, Registry};
+use crate::transformer::Residency;
 use async_trait::async_trait;
 use conditioning::{Encode, Encoded, PromptConditioning};
 use diffusion::{Denoise, Diffused};
 use futures::channel::oneshot;
 use in_between::{Between, Sequence};
+use memory_gate::MemoryGate;
 use pipeline::{
     Condition, Conditioning, Diffuse, Frame, FrameSize, Frames, GenerationPlan, Interpolate, KeyFrames, ModelDefaults,
     StageContext, StageError, StageResult,
@@ -45,6 +49,8 @@ pub struct EngineConfig {
     pub queue_capacity: usize,
     /// What encoded prompts may take, and where they are kept.
     pub prompt_cache: PromptCacheConfig,
+    /// Bytes that models and jobs may take; none takes what is free when the engine starts.
+    pub memory_bytes_max: Option<u64>,
 }
 
 impl Default for EngineConfig {
@@ -56,6 +62,7 @@ impl Default for EngineConfig {
             threads: None,
             queue_capacity: 256,
             prompt_cache: PromptCacheConfig::default(),
+            memory_bytes_max: None,
         }
     }
 }
@@ -75,6 +82,9 @@ pub struct VideoEngine {
     queue: DeviceQueue,
     prompts: Arc<PromptCache>,
     loras: Arc<LoraLibrary>,
+    /// Bytes that models and jobs may take.
+    memory_bytes_max: u64,
+    memory: MemoryGate,
 }
 
 impl VideoEngine {
@@ -87,7 +97,9 @@ impl VideoEngine {
         let (registry, queue) = (Arc::new(registry), DeviceQueue::start(limits)?);
         let prompts = Arc::new(PromptCache::new(config.prompt_cache));
         let loras = Arc::new(LoraLibrary::new(config.loras));
-        Ok(Arc::new(Self { registry, queue, prompts, loras }))
+        // A system that does not say what is free refuses nothing.
+        let memory_bytes_max = config.memory_bytes_max.or_else(available_bytes).unwrap_or(u64::MAX);
+        Ok(Arc::new(Self { registry, queue, prompts, memory_bytes_max, memory: MemoryGate::default(), loras }))
     }
 
     /// What the time was spent on, for usage records.
@@ -108,6 +120,17 @@ impl VideoEngine {
     /// One model (none: the default).
     pub fn model_info(&self, name: Option<&str>) -> StageResult<ModelInfo> {
         self.registry.show(name)
+    }
+
+    /// How a job would be placed and what it needs; an error when there is not so much memory beside the other models.
+    pub fn admit(&self, plan: &GenerationPlan) -> StageResult<(Placement, MemoryEstimate)> {
+        let there_is = self.memory_bytes_max.saturating_sub(self.registry.loaded_bytes_beside(&plan.model)?);
+        self.registry.memory(&plan.model)?.place(&Workload::from(plan), there_is)
+    }
+
+    /// The most that the tensors of all jobs took at one time, weights aside.
+    pub fn arena_peak_bytes(&self) -> usize {
+        self.queue.arena().peak_bytes()
     }
 
     /// How the device queue stands.
@@ -147,6 +170,9 @@ impl VideoEngine {
         };
         let loras = self.lora_set(plan, conditioning).await?;
         let session = Denoise::new(plan, conditioning, loras, noise)?;
+        let weights_bytes = self.registry.loaded_bytes_beside("")?;
+        let there_is = self.memory_bytes_max.saturating_sub(weights_bytes);
+        let _reserved = self.memory.reserve(conditioning.job_bytes, there_is).await;
         let Diffused { key_frames, latents, shape } = self.queue.run(cx, Bill::DIFFUSE, session).await?;
         if let Some(path) = &options.dump_latents {
             noise::save_latent(path, "latents", shape, &latents)
@@ -170,12 +196,12 @@ impl VideoEngine {
         self.queue.run(cx, Bill::INTERPOLATE, Between::new(interpolator, first, last, times)?).await
     }
 
-    async fn model(&self, name: &str) -> StageResult<Arc<VideoModel>> {
-        if let Some(model) = self.registry.loaded(name)? {
+    async fn model(&self, name: &str, residency: Residency) -> StageResult<Arc<VideoModel>> {
+        if let Some(model) = self.registry.loaded(name, residency)? {
             return Ok(model);
         }
         let name = name.to_owned();
-        self.off_thread(move |registry| registry.load(&name)).await
+        self.off_thread(move |registry| registry.load(&name, residency)).await
     }
 
     /// The adapters that the plan asks for; reading them may take long.
@@ -215,11 +241,14 @@ impl Condition for VideoEngine {
             .defaults(Some(&plan.model))?
             .pictures
             .check(plan.given.iter().map(|given| given.index), plan.key_frames)?;
-        let model = self.model(&plan.model).await?;
+        let (placement, estimate) = self.admit(plan)?;
+        tracing::info!(model = plan.model, %placement, %estimate, "memory");
+        let admitted = |conditioning| PromptConditioning { placement, job_bytes: estimate.job_bytes(), ..conditioning };
+        let model = self.model(&plan.model, placement.residency).await?;
         let (session, cache) = (Encode::new(plan, Arc::clone(&model)), Arc::clone(&self.prompts));
         let mut session = self.off_thread(move |_| session.look_up(&cache)).await?;
         if let Some(Encoded { conditioning, .. }) = session.finished()? {
-            return Ok(Conditioning::new(conditioning));
+            return Ok(Conditioning::new(admitted(conditioning)));
         }
         if session.needs_text_encoder() {
             self.off_thread(move |_| model.text_encoder.prepare().map_err(internal)).await?;
@@ -230,7 +259,7 @@ impl Condition for VideoEngine {
             let keep = move || learnt.iter().for_each(|(key, states)| cache.insert(*key, states));
             self.off_thread(move |_| Ok(keep())).await?;
         }
-        Ok(Conditioning::new(conditioning))
+        Ok(Conditioning::new(admitted(conditioning)))
     }
 }
 

@@ -57,7 +57,7 @@ fn four_guided_steps_from_given_noise_end_where_diffusers_ends() {
         let conditioning = engine.condition(&cx(), &plan).await.unwrap();
         engine.diffuse_with(&cx(), &plan, &conditioning, options).await.unwrap()
     });
-    let model = engine.registry.load(DEFAULT_MODEL).unwrap();
+    let model = engine.registry.load(DEFAULT_MODEL, Residency::Resident).unwrap();
     let shape = diffusion::latent_shape(&model, &plan).unwrap();
     let read = |path: &Path| noise::load_latent(path, "latents", shape).unwrap();
     let (got, expected) = (read(&dump), read(Path::new(GOLDEN)));
@@ -108,7 +108,7 @@ fn given_pictures_reach_the_transformer_as_in_the_reference() {
     let Some(Known::Beside(known)) = encoder.step(&model.vae).unwrap() else { panic!("nothing is known") };
     let known = kernels::channels_first(&known).unwrap().to_vec_f32();
     let [z, frames, height, width] =
-        diffusion::latent_shape(&engine.registry.load(DEFAULT_MODEL).unwrap(), &plan).unwrap();
+        diffusion::latent_shape(&engine.registry.load(DEFAULT_MODEL, Residency::Resident).unwrap(), &plan).unwrap();
     let shape = [1 + z, frames, height, width];
     let expected = noise::load_latent(Path::new(GOLDEN), "condition", shape).unwrap();
     // The picture's 256 levels; a mask or a channel in the wrong place is off by more than a tenth.
@@ -220,7 +220,7 @@ fn an_adapter_changes_the_video_by_its_strength_and_says_what_it_could_not_use()
     let config =
         EngineConfig { dtype: Precision::F32, threads: Some(2), loras: files.to_vec(), ..EngineConfig::default() };
     let engine = VideoEngine::start(config).unwrap();
-    let width = engine.registry.load(DEFAULT_MODEL).unwrap().config.transformer.width();
+    let width = engine.registry.load(DEFAULT_MODEL, Residency::Resident).unwrap().config.transformer.width();
     lora_file(&files[0].1, width, width);
     lora_file(&files[1].1, width, width + 1);
     assert_eq!(engine.defaults(None).unwrap().loras, ["broken", "style"]);
@@ -245,4 +245,30 @@ fn an_adapter_changes_the_video_by_its_strength_and_says_what_it_could_not_use()
     );
     let twice = video(&with(&["style@high"])).unwrap_err();
     assert!(twice.to_string().contains("one transformer"), "{twice}");
+}
+
+#[test]
+fn a_job_that_does_not_fit_is_refused_before_it_starts_with_need_and_have() {
+    let start = |memory_bytes_max| {
+        let config =
+            EngineConfig { threads: Some(1), memory_bytes_max: Some(memory_bytes_max), ..EngineConfig::default() };
+        VideoEngine::start(config).unwrap()
+    };
+    let small = start(1_000_000);
+    let plan = plan(&small, |_| ());
+    let cx = cx();
+    let refused = block_on(small.condition(&cx, &plan)).map(drop).unwrap_err();
+    assert!(matches!(refused, StageError::InvalidArgument { field: "memory", .. }), "{refused:?}");
+    let text = refused.to_string();
+    assert!(text.contains("8 key frames of 128x128 need 0.0") && text.contains("there are 0.00 GB"), "{text}");
+    assert!(small.registry.loaded(DEFAULT_MODEL, Residency::Resident).unwrap().is_none(), "nothing was loaded");
+    assert_eq!(small.queue_stats().steps, 0, "nothing ran");
+
+    // With memory for all but the blocks they are streamed, and the frames are the same.
+    let (_, estimate) = start(u64::MAX).admit(&plan).unwrap();
+    let short = start(estimate.peak_bytes - 1);
+    let (placement, _) = short.admit(&plan).unwrap();
+    assert_eq!(placement.residency, Residency::Streamed);
+    let roomy = engine(Precision::Bf16, 1);
+    assert!(key_frames(&short, &cx, &plan).unwrap() == key_frames(&roomy, &cx, &plan).unwrap());
 }

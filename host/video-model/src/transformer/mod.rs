@@ -2,12 +2,14 @@
 
 mod attention;
 mod block;
+mod blocks;
 mod cache;
 mod config;
 mod context;
 mod layer;
 mod time;
 
+pub use blocks::Residency;
 pub use cache::{StepCache, StepCacheStats};
 pub use config::TransformerConfig;
 pub use context::Context;
@@ -19,7 +21,7 @@ use crate::lora::{Adapters, LayerAdapters};
 use crate::precision::Precision;
 use crate::weights::Scope;
 use attention::rows_of_clip;
-use block::Block;
+use blocks::BlockStore;
 use context::ContextEmbedding;
 use kernels::{Activation, Dtype, PackedLinear, RopeTable, Tensor, layer_norm_modulate, patchify, unpatchify};
 use layer::Layer;
@@ -34,7 +36,7 @@ pub struct WanTransformer {
     patch_embedding: Layer,
     time: TimeEmbedding,
     embedding: ContextEmbedding,
-    blocks: Vec<Block>,
+    blocks: BlockStore,
     /// Shift and scale of the head, [1, width] each.
     head_rows: [Tensor; 2],
     proj_out: Layer,
@@ -53,35 +55,45 @@ struct Pass<'a> {
 impl WanTransformer {
     /// Loads `config.json` and the weights in `subfolder` for products in `precision`.
     pub fn load(files: &ModelFiles, subfolder: &str, precision: Precision) -> Result<Self> {
+        Self::load_with(files, subfolder, precision, Residency::Resident)
+    }
+
+    /// Like [`WanTransformer::load`], with the blocks where `residency` says.
+    pub fn load_with(files: &ModelFiles, subfolder: &str, precision: Precision, residency: Residency) -> Result<Self> {
         let path = format!("{subfolder}/config.json");
         let config: TransformerConfig = files.read_json(&path)?;
         config.check(&files.name_of(&path))?;
-        let weights = files.weights(subfolder)?;
-        let model = Self::from_weights(&weights.scope(""), config, precision)?;
+        let weights = Arc::new(files.weights(subfolder)?);
+        let scope = weights.scope("");
+        let blocks = match residency {
+            Residency::Resident => BlockStore::resident(&scope, &config, precision)?,
+            Residency::Streamed => BlockStore::streamed(Arc::clone(&weights), &config, precision)?,
+        };
+        let model = Self::around(blocks, &scope, config, precision)?;
         weights.warn_of_unused();
         Ok(model)
     }
 
     /// Builds the model from a checked config and the tensors in `scope`.
-    ///
+    pub fn from_weights(scope: &Scope<'_>, config: TransformerConfig, precision: Precision) -> Result<Self> {
+        Self::around(BlockStore::resident(scope, &config, precision)?, scope, config, precision)
+    }
+
     /// The first and last layers and the time embedding stay f32 whatever `precision` is: they are under a percent of the
     /// work, and their rounding would go straight into the latent.
-    pub fn from_weights(scope: &Scope<'_>, config: TransformerConfig, precision: Precision) -> Result<Self> {
+    fn around(blocks: BlockStore, scope: &Scope<'_>, config: TransformerConfig, precision: Precision) -> Result<Self> {
         let (d, [pf, ph, pw]) = (config.width(), config.patch_size);
         let (cin, patch) = (config.in_channels, pf * ph * pw);
         let first = scope.at("patch_embedding");
         let kernel = first.tensor("weight", &[d, cin, pf, ph, pw], Dtype::F32)?.reshape(&[d, cin * patch])?;
         let first = PackedLinear::new(&kernel, Some(&first.vector("bias", d)?), Dtype::F32)?;
-        let blocks = scope.at("blocks");
         let table = scope.tensor("scale_shift_table", &[1, 2, d], Dtype::F32)?.reshape(&[2, d])?;
         Ok(Self {
             dtype: precision.activations(),
             patch_embedding: Layer::from_packed("patch_embedding", first),
             time: TimeEmbedding::load(scope, config.freq_dim, d)?,
             embedding: ContextEmbedding::load(scope, &config, precision)?,
-            blocks: (0..config.num_layers)
-                .map(|i| Block::load(&blocks.at(i), &config, precision))
-                .collect::<Result<_>>()?,
+            blocks,
             head_rows: [table.slice_outer(0..1)?, table.slice_outer(1..2)?],
             proj_out: Layer::load(scope, "proj_out", d, config.out_channels() * patch, Precision::F32)?,
             rope: Mutex::new(None),
@@ -204,15 +216,14 @@ impl WanTransformer {
         trace: &mut impl FnMut(usize, &Tensor),
     ) -> Result<()> {
         let modulation = pass.modulation.repeated(clips.len())?;
-        for index in blocks {
-            let block = &self.blocks[index];
+        self.blocks.each(blocks, |index, block| {
             let adapters = pass.adapters.and_then(|a| a.block(index));
             let contexts = clips.iter().map(|&clip| pass.contexts[clip].keys_values(index, block, adapters));
             let contexts = contexts.collect::<Result<Vec<_>>>()?;
             block.forward(x, &modulation, &contexts, &pass.rope, adapters)?;
             trace(index + 1, x);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Normalises, modulates by the time embedding itself (not by its projection) and projects to patches.

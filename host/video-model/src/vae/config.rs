@@ -80,7 +80,7 @@ impl VaeConfig {
     }
 
     /// Side of a patch in pixels.
-    pub(super) fn patch_side(&self) -> usize {
+    pub(crate) fn patch_side(&self) -> usize {
         self.patch_size.unwrap_or(1)
     }
 
@@ -90,12 +90,12 @@ impl VaeConfig {
     }
 
     /// Channels before the encoder's first level and after each one, from the pictures inwards.
-    pub(super) fn encoder_widths(&self) -> Vec<usize> {
+    pub(crate) fn encoder_widths(&self) -> Vec<usize> {
         std::iter::once(&1).chain(&self.dim_mult).map(|m| m * self.base_dim).collect()
     }
 
     /// Channels before the decoder's first level and after each one, from the latents outwards.
-    pub(super) fn decoder_widths(&self) -> Vec<usize> {
+    pub(crate) fn decoder_widths(&self) -> Vec<usize> {
         let base = self.decoder_base_dim.unwrap_or(self.base_dim);
         self.dim_mult.last().into_iter().chain(self.dim_mult.iter().rev()).map(|m| m * base).collect()
     }

@@ -157,8 +157,8 @@ impl ResidualBlock {
     }
 
     pub(super) fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
-        let y = self.conv1.forward(&self.norm1.silu(x)?, None, history)?;
-        let y = self.norm2.silu(&y)?;
+        // In one expression: what lies between is dropped before the second convolution, where a level needs the most memory.
+        let y = self.norm2.silu(&self.conv1.forward(&self.norm1.silu(x)?, None, history)?)?;
         match &self.shortcut {
             Some(shortcut) => self.conv2.forward(&y, Some(&shortcut.forward(x, None, history)?), history),
             None => self.conv2.forward(&y, Some(x), history),

@@ -19,7 +19,7 @@ pub use tiling::Tiling;
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use crate::weights::Scope;
-use kernels::{Activation, Dtype, PackedLinear, Tensor, linear, patchify, pixel_shuffle2x};
+use kernels::{Activation, Dtype, PackedLinear, Tensor, clamp, linear, patchify, pixel_shuffle2x};
 use network::Network;
 use tiling::Scale;
 
@@ -135,8 +135,7 @@ impl WanVae {
             1 => patches,
             _ => pixel_shuffle2x(&patches)?,
         };
-        let values = pictures.to_vec_f32().into_iter().map(|v| v.clamp(-1.0, 1.0)).collect();
-        Ok(Tensor::from_vec(values, pictures.shape())?)
+        Ok(clamp(pictures, -1.0, 1.0)?)
     }
 }
 

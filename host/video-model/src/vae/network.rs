@@ -108,9 +108,10 @@ impl Network {
                 Stage::Level(level) => level.forward(x, history)?,
             };
         }
-        // The result takes its input's type.
-        let x = self.norm_out.silu(&x)?.to_dtype(Dtype::F32);
-        let x = self.conv_out.forward(&x, None, history)?;
+        // The result takes its input's type. Nothing is larger than this input, so what it was made of is dropped first.
+        x = self.norm_out.silu(&x)?;
+        x = x.to_dtype(Dtype::F32);
+        x = self.conv_out.forward(&x, None, history)?;
         history.end_chunk();
         Ok(x)
     }
