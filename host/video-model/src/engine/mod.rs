@@ -256,8 +256,11 @@ impl Condition for VideoEngine {
         let Encoded { conditioning, learnt } = self.queue.run(cx, Bill::CONDITION, session).await?;
         if !learnt.is_empty() {
             let cache = Arc::clone(&self.prompts);
-            let keep = move || learnt.iter().for_each(|(key, states)| cache.insert(*key, states));
-            self.off_thread(move |_| Ok(keep())).await?;
+            let keep = move |_: &Registry| {
+                learnt.iter().for_each(|(key, states)| cache.insert(*key, states));
+                Ok(())
+            };
+            self.off_thread(keep).await?;
         }
         Ok(Conditioning::new(admitted(conditioning)))
     }
