@@ -4,6 +4,7 @@
 use crate::activation::Activation;
 use crate::elementwise::{load_up_to, store_up_to};
 use crate::simd::{Element, Simd, math};
+use crate::tensor::Dtype;
 
 /// Takes finished tiles.
 pub(crate) trait Epilogue {
@@ -171,7 +172,10 @@ impl<T: Element> Finish<'_, T> {
                     }
                 }
                 for value in &mut values {
-                    *value = math::activate(s, *value, activation);
+                    *value = match T::DTYPE {
+                        Dtype::F32 => math::activate(s, *value, activation),
+                        Dtype::Bf16 => math::activate_for_bf16(s, *value, activation),
+                    };
                 }
                 if VECTORS == 2 {
                     T::store_pair(s, self.out.add(at), values[0], values[VECTORS - 1]);

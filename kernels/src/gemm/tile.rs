@@ -135,10 +135,11 @@ unsafe fn accumulate<S: Simd, P: Product, const ROWS: usize, const VECTORS: usiz
             }
         }
     }
-    for (row, sums) in acc.into_iter().enumerate() {
-        for (v, sum) in sums.into_iter().enumerate() {
+    // By reference: an iterator that owns the sums would move them through memory.
+    for (row, sums) in acc.iter().enumerate() {
+        for (v, sum) in sums.iter().enumerate() {
             // SAFETY: the output has ROWS · VECTORS vectors.
-            unsafe { s.store(tile.out.add((row * VECTORS + v) * S::LANES), sum) };
+            unsafe { s.store(tile.out.add((row * VECTORS + v) * S::LANES), *sum) };
         }
     }
 }

@@ -105,6 +105,23 @@ impl<const TIER: u8> Simd for Avx512<TIER> {
         })
     }
     #[inline(always)]
+    fn rough_reciprocal(self, a: __m512) -> __m512 {
+        registers!(_mm512_rcp14_ps(a))
+    }
+    #[inline(always)]
+    fn rough_exp2(self, a: __m512) -> __m512 {
+        registers!({
+            // Smaller powers, and reciprocals of larger ones, are subnormal, which costs a microcode assist.
+            let a = _mm512_max_ps(_mm512_min_ps(a, _mm512_set1_ps(125.0)), _mm512_set1_ps(-125.0));
+            // a − ⌊a⌋; the scaling takes ⌊a⌋ by itself.
+            let f = _mm512_reduce_ps::<1>(a);
+            // The cubic with the least relative error over 0..1, 7.5e-5.
+            let p = _mm512_fmadd_ps(_mm512_set1_ps(7.802_452e-2), f, _mm512_set1_ps(2.260_671_7e-1));
+            let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.958_335e-1));
+            _mm512_scalef_ps(_mm512_fmadd_ps(p, f, _mm512_set1_ps(9.999_252e-1)), a)
+        })
+    }
+    #[inline(always)]
     fn round(self, a: __m512) -> __m512 {
         registers!(_mm512_roundscale_ps::<0>(a))
     }

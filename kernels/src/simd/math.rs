@@ -46,18 +46,35 @@ fn logistic_of_power<S: Simd>(s: S, t: S::F) -> S::F {
     s.reciprocal(s.add(s.splat(1.0), exp2(s, s.min(t, s.splat(125.0)))))
 }
 
+/// [`activate`] for results that are then rounded to bf16, 2⁻⁹ of their size: to 2⁻¹² of it, in two thirds of the time.
+#[inline(always)]
+pub(crate) fn activate_for_bf16<S: Simd>(s: S, x: S::F, activation: Activation) -> S::F {
+    match activation {
+        Activation::Silu => s.mul(x, rough_logistic_of_power(s, s.mul(x, s.splat(-LOG2_E)))),
+        Activation::GeluTanh => s.mul(x, rough_logistic_of_power(s, gelu_tanh_power(s, x))),
+        _ => activate(s, x, activation),
+    }
+}
+
+#[inline(always)]
+fn rough_logistic_of_power<S: Simd>(s: S, t: S::F) -> S::F {
+    s.rough_reciprocal(s.add(s.splat(1.0), s.rough_exp2(t)))
+}
+
+/// t of gelu's tanh form: x/2·(1 + tanh u) = x·σ(2u) = x / (1 + 2ᵗ), u = √(2/π)·(x + 0.044715·x³).
+#[inline(always)]
+fn gelu_tanh_power<S: Simd>(s: S, x: S::F) -> S::F {
+    const FACTOR: f32 = -2.0 * 0.797_884_6 * LOG2_E;
+    s.mul(x, s.fma(s.mul(x, x), s.splat(0.044_715 * FACTOR), s.splat(FACTOR)))
+}
+
 /// The activation of every lane.
 #[inline(always)]
 pub(crate) fn activate<S: Simd>(s: S, x: S::F, activation: Activation) -> S::F {
     match activation {
         Activation::None => x,
         Activation::Silu => s.mul(x, logistic(s, x)),
-        Activation::GeluTanh => {
-            // x/2·(1 + tanh u) = x·σ(2u), u = √(2/π)·(x + 0.044715·x³).
-            const FACTOR: f32 = -2.0 * 0.797_884_6 * LOG2_E;
-            let t = s.mul(x, s.fma(s.mul(x, x), s.splat(0.044_715 * FACTOR), s.splat(FACTOR)));
-            s.mul(x, logistic_of_power(s, t))
-        }
+        Activation::GeluTanh => s.mul(x, logistic_of_power(s, gelu_tanh_power(s, x))),
         Activation::Gelu => gelu(s, x),
         Activation::LeakyRelu(slope) => {
             let zero = s.splat(0.0);

@@ -170,6 +170,16 @@ pub(crate) trait Simd: Copy {
     fn reciprocal(self, a: Self::F) -> Self::F {
         self.div(self.splat(1.0), a)
     }
+    /// [`Simd::reciprocal`] to 2⁻¹³.
+    #[inline(always)]
+    fn rough_reciprocal(self, a: Self::F) -> Self::F {
+        self.reciprocal(a)
+    }
+    /// 2ᵃ to 2⁻¹², for a below −125 about 0, for a above 125 a number so large that its reciprocal is about 0.
+    #[inline(always)]
+    fn rough_exp2(self, a: Self::F) -> Self::F {
+        math::exp2(self, self.min(a, self.splat(125.0)))
+    }
     /// The nearest integer, ties to even.
     fn round(self, a: Self::F) -> Self::F;
     /// x·2ⁿ for integral n in −126..=127.
