@@ -20,6 +20,7 @@ mod linear;
 mod norm;
 mod packed;
 mod parallel;
+pub mod peak;
 mod resample;
 mod rope;
 pub mod simd;

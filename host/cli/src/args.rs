@@ -76,7 +76,9 @@ Examples:
     Models(Models),
 
     /// Measure this machine: the model's stages, the sandbox.
-    #[command(after_help = "Examples:\n  zoetrope bench model\n  zoetrope bench sandbox --json")]
+    #[command(
+        after_help = "Examples:\n  zoetrope bench model\n  zoetrope bench model --peers tests/bench/venv/bin/python\n  zoetrope bench sandbox --json"
+    )]
     Bench(Bench),
 
     /// Upload a component as a function, or a new version of one.
@@ -359,13 +361,16 @@ pub struct Bench {
     /// Repetitions; the median is printed.
     #[arg(long, default_value_t = 5)]
     pub runs: u32,
+    /// With `model`: a Python with other frameworks (see tests/bench), to run the same networks beside ours.
+    #[arg(long, value_name = "PYTHON", value_hint = ValueHint::ExecutablePath)]
+    pub peers: Option<PathBuf>,
     #[command(flatten)]
     pub engine: Engine,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BenchTarget {
-    /// Conditioning, diffusion, interpolation of the built-in model.
+    /// Stages of the built-in model, what step caches and int8 save and cost, kernels beside the machine's peak.
     Model,
     /// Start of an instance, frames through an effect.
     Sandbox,

@@ -21,6 +21,7 @@ pub mod quality;
 pub mod registry;
 pub mod sampler;
 mod scheduler_config;
+pub mod speed;
 pub mod text;
 pub mod transformer;
 pub mod vae;
