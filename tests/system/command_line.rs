@@ -116,7 +116,7 @@ fn a_wrong_value_exits_with_3_and_says_what_would_be_right() {
         (&["generate", "--prompt", "", "--out", text(&out)], "prompt"),
         (&["generate", "--prompt", "a", "--sampler", "magic", "--out", text(&out)], "euler"),
         (&["generate", "--prompt", "a", "--device", "cuda:0", "--out", text(&out)], "cpu"),
-        (&["generate", "--prompt", "a", "--model", "no-such-model", "--out", text(&out)], "there is no model"),
+        (&["generate", "--prompt", "a", "--model", "no-such-model", "--out", text(&out)], "no model here"),
         (&["interpolate", "/no/such/file.mp4"], "no such file"),
         (&generate("--schedule", "cubic"), "karras"),
         (&generate("--eta", "2"), "eta"),
