@@ -74,16 +74,16 @@ impl Step<'_> {
         }
         let x = walk.make(clips * wide);
 
-        // Self-attention: queries, keys and values of all clips; then clip by clip their parts, rotated, and the packed keys and values.
+        // Self-attention: queries, keys and values of all clips; then clip by clip their parts, and the packed keys and values.
         let y = walk.make(clips * row);
         walk.pass(quantised(clips * t * d));
         let queries_keys = walk.make(2 * clips * row);
         walk.pass(clips * row);
         let values = walk.make(clips * row);
         walk.drop(y);
-        let cut = if clips > 1 { 2 * row } else { 0 };
+        let cut = if clips > 1 { 3 * row } else { 0 };
         let mixed = walk.make((clips - 1) * row);
-        walk.pass(cut + 2 * row + self.packed_heads_bytes() + row);
+        walk.pass(cut + self.packed_heads_bytes() + row);
         let mixed = mixed + walk.make(row);
         let joined = if clips > 1 { walk.make(clips * row) } else { 0 };
         walk.drop(queries_keys + values + mixed + joined);
