@@ -1,7 +1,7 @@
 """Writes a model folder of Wan's published shapes with random weights, to measure memory and time where no checkpoint can be had.
 
     python tests/bench/random_wan.py FOLDER [--shape 1.3B|14B] [--layers N] [--encoder-layers N]    (diffusers 0.42.1, transformers 5.23, torch 2.15)
-    zoetrope generate "a red ball" --model FOLDER --size 832x480 --frames 33 --steps 2
+    zoetrope generate --prompt "a red ball" --model FOLDER --size 832x480 --frames 33 --steps 2
 
 The transformer (bf16, in shards with an index) and the VAE have the published sizes unless --layers says otherwise. The text encoder is UMT5-XXL
 in width only: few layers (one by default) and a vocabulary of a few words, since it is not what is measured. Weights have the scale that keeps
