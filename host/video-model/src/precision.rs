@@ -40,7 +40,7 @@ impl Precision {
     /// this precision.
     ///
     /// As 8-bit integers a layer is stored only where little is lost: one whose weights would move by more than
-    /// [`INT8_ERROR_MAX`] stays bf16. Integers that a file holds are taken as they are.
+    /// `INT8_ERROR_MAX` stays bf16. Integers that a file holds are taken as they are.
     pub fn linear(self, scope: &Scope<'_>, name: &str, inputs: usize, outputs: usize) -> Result<PackedLinear> {
         if self != Self::Int8 {
             return scope.linear(name, inputs, outputs, self.activations());
