@@ -3,6 +3,7 @@
 use super::{Bert, BertConfig, PromptTokenizer, T5, T5Config, TextEncoder, TextNetwork, padded};
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
+use crate::memory::available_bytes;
 use crate::precision::Precision;
 use crate::weights::Weights;
 use kernels::{Dtype, Tensor};
@@ -155,11 +156,4 @@ impl Architecture {
 fn fits_in_memory(bytes: u64) -> bool {
     const SMALL_BYTES: u64 = 512 << 20;
     bytes <= SMALL_BYTES || available_bytes().is_some_and(|available| bytes <= available / 2)
-}
-
-/// Memory that can be used without swapping, as Linux estimates it.
-fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
