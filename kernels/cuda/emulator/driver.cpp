@@ -1,0 +1,399 @@
+// A stand-in for the CUDA driver (libcuda.so): device memory is the host's, kernels run on the emulator.
+//
+// It exists so that tests drive the real host path (module load, launch shapes, argument packing, allocation and release,
+// graph capture, events, errors) without a GPU. It behaves as strictly as the driver: wrong handles, double frees and
+// unknown kernels are errors, and an error inside a kernel spoils the context until it is reset.
+#include <sys/mman.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <set>
+
+#include "emulator.h"
+
+namespace {
+
+enum Result {
+  kSuccess = 0,
+  kInvalidValue = 1,
+  kOutOfMemory = 2,
+  kInvalidDevice = 101,
+  kInvalidImage = 200,
+  kInvalidContext = 201,
+  kNotFound = 500,
+  kLaunchFailed = 719,
+  kCaptureUnsupported = 900,
+  kCaptureInvalidated = 901,
+};
+
+using Pointer = unsigned long long;
+using Work = std::function<int()>;
+
+struct Event {
+  std::chrono::steady_clock::time_point at;
+  bool recorded = false;
+};
+struct Graph {
+  std::vector<Work> nodes;
+};
+
+std::mutex driver;
+std::map<Pointer, size_t> live;
+std::set<void*> pinned, streams, contexts;
+size_t used_bytes = 0;
+// An error that a kernel left behind; every later call returns it.
+int sticky = kSuccess;
+int injected = kSuccess;
+long launches_until_failure = 0;
+Graph* capturing = nullptr;
+unsigned seed = 0;
+int captures = 0, graph_launches = 0;
+
+long from_environment(const char* name, long otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : std::atol(value);
+}
+size_t memory_bytes() { return static_cast<size_t>(from_environment("ZOETROPE_STANDIN_MEMORY_MIB", 4096)) << 20; }
+int devices() { return static_cast<int>(from_environment("ZOETROPE_STANDIN_DEVICES", 1)); }
+
+// Whether [at, at + bytes) lies within one allocation.
+bool is_ours(Pointer at, size_t bytes) {
+  auto next = live.upper_bound(at);
+  if (next == live.begin()) return false;
+  const auto& [start, length] = *std::prev(next);
+  return at - start <= length && bytes <= length - (at - start);
+}
+
+int now_or_in_graph(Work work) {
+  if (capturing != nullptr) {
+    capturing->nodes.push_back(std::move(work));
+    return kSuccess;
+  }
+  return work();
+}
+
+int run_kernel(emulator::Kernel& kernel, dim3 grid, dim3 threads, unsigned shared, void** arguments) {
+  if (injected != kSuccess && launches_until_failure-- <= 0) {
+    sticky = std::exchange(injected, kSuccess);
+    return sticky;
+  }
+  std::string error;
+  kernel.launches++;
+  if (!emulator::launch(grid, threads, shared, seed, [&] { kernel.run(arguments); }, &error)) {
+    std::fprintf(stderr, "kernel %s: %s\n", kernel.name.c_str(), error.c_str());
+    sticky = kLaunchFailed;
+  }
+  return sticky;
+}
+
+// The arguments of a launch, kept until it runs.
+struct Arguments {
+  std::vector<std::unique_ptr<unsigned char[]>> values;
+  std::vector<void*> pointers;
+};
+
+}  // namespace
+
+#define LOCKED                                   \
+  std::lock_guard<std::mutex> locked(driver);    \
+  if (sticky != kSuccess) return sticky
+
+extern "C" {
+
+int cuInit(unsigned) { return from_environment("ZOETROPE_STANDIN_INIT", kSuccess); }
+int cuDriverGetVersion(int* version) {
+  *version = static_cast<int>(from_environment("ZOETROPE_STANDIN_VERSION", 13000));
+  return kSuccess;
+}
+int cuDeviceGetCount(int* count) {
+  *count = devices();
+  return kSuccess;
+}
+int cuDeviceGet(int* device, int ordinal) {
+  if (ordinal < 0 || ordinal >= devices()) return kInvalidDevice;
+  *device = ordinal;
+  return kSuccess;
+}
+int cuDeviceGetName(char* name, int bytes, int) {
+  std::snprintf(name, bytes, "stand-in");
+  return kSuccess;
+}
+int cuDeviceTotalMem_v2(size_t* bytes, int) {
+  *bytes = memory_bytes();
+  return kSuccess;
+}
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  switch (attribute) {
+    case 75: *value = static_cast<int>(from_environment("ZOETROPE_STANDIN_MAJOR", 9)); break;
+    case 76: *value = 0; break;
+    case 16: *value = 4; break;              // multiprocessors
+    case 97: *value = 227 << 10; break;      // shared memory of a block, opted in
+    case 38: *value = 1 << 20; break;        // L2
+    default: *value = 1;
+  }
+  return kSuccess;
+}
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  *context = reinterpret_cast<void*>(static_cast<uintptr_t>(0x1000 + device));
+  std::lock_guard<std::mutex> locked(driver);
+  contexts.insert(*context);
+  return kSuccess;
+}
+int cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
+int cuDevicePrimaryCtxReset_v2(int) {
+  std::lock_guard<std::mutex> locked(driver);
+  for (auto& [at, bytes] : live) std::free(reinterpret_cast<void*>(at));
+  live.clear();
+  used_bytes = 0;
+  sticky = kSuccess;
+  capturing = nullptr;
+  return kSuccess;
+}
+int cuCtxSetCurrent(void* context) {
+  std::lock_guard<std::mutex> locked(driver);
+  return context == nullptr || contexts.count(context) ? kSuccess : kInvalidContext;
+}
+int cuCtxSynchronize() {
+  LOCKED;
+  return kSuccess;
+}
+int cuStreamCreate(void** stream, unsigned) {
+  LOCKED;
+  *stream = new char;
+  streams.insert(*stream);
+  return kSuccess;
+}
+int cuStreamDestroy_v2(void* stream) {
+  std::lock_guard<std::mutex> locked(driver);
+  if (streams.erase(stream) == 0) return kInvalidValue;
+  delete static_cast<char*>(stream);
+  return kSuccess;
+}
+int cuStreamSynchronize(void*) {
+  LOCKED;
+  return capturing == nullptr ? kSuccess : kCaptureUnsupported;
+}
+int cuEventCreate(void** event, unsigned) {
+  LOCKED;
+  *event = new Event;
+  return kSuccess;
+}
+int cuEventRecord(void* event, void*) {
+  LOCKED;
+  *static_cast<Event*>(event) = {std::chrono::steady_clock::now(), true};
+  return kSuccess;
+}
+int cuEventSynchronize(void*) {
+  LOCKED;
+  return kSuccess;
+}
+int cuEventElapsedTime(float* ms, void* start, void* end) {
+  LOCKED;
+  auto &from = *static_cast<Event*>(start), &to = *static_cast<Event*>(end);
+  if (!from.recorded || !to.recorded) return kInvalidValue;
+  *ms = std::chrono::duration<float, std::milli>(to.at - from.at).count();
+  return kSuccess;
+}
+int cuEventElapsedTime_v2(float* ms, void* start, void* end) { return cuEventElapsedTime(ms, start, end); }
+int cuEventDestroy_v2(void* event) {
+  delete static_cast<Event*>(event);
+  return kSuccess;
+}
+
+int cuMemGetInfo_v2(size_t* free, size_t* total) {
+  LOCKED;
+  *total = memory_bytes();
+  *free = *total - std::min(*total, used_bytes);
+  return kSuccess;
+}
+int cuMemAlloc_v2(Pointer* at, size_t bytes) {
+  LOCKED;
+  if (bytes == 0) return kInvalidValue;
+  if (capturing != nullptr) return kCaptureUnsupported;
+  if (used_bytes + bytes > memory_bytes()) return kOutOfMemory;
+  void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  if (memory == nullptr) return kOutOfMemory;
+  // What was there before is another's: never zeros by luck.
+  std::memset(memory, 0xff, bytes);
+  *at = reinterpret_cast<Pointer>(memory);
+  live[*at] = bytes;
+  used_bytes += bytes;
+  return kSuccess;
+}
+int cuMemFree_v2(Pointer at) {
+  LOCKED;
+  auto found = live.find(at);
+  if (found == live.end()) return kInvalidValue;
+  used_bytes -= found->second;
+  live.erase(found);
+  std::free(reinterpret_cast<void*>(at));
+  return kSuccess;
+}
+int cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+  LOCKED;
+  *at = std::malloc(bytes);
+  pinned.insert(*at);
+  return kSuccess;
+}
+int cuMemFreeHost(void* at) {
+  std::lock_guard<std::mutex> locked(driver);
+  if (pinned.erase(at) == 0) return kInvalidValue;
+  std::free(at);
+  return kSuccess;
+}
+int cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void*) {
+  LOCKED;
+  if (!is_ours(to, bytes)) return kInvalidValue;
+  if (capturing != nullptr) return kCaptureUnsupported;
+  std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+  return kSuccess;
+}
+int cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void*) {
+  LOCKED;
+  if (!is_ours(from, bytes)) return kInvalidValue;
+  if (capturing != nullptr) return kCaptureUnsupported;
+  std::memcpy(to, reinterpret_cast<void*>(from), bytes);
+  return kSuccess;
+}
+int cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void*) {
+  LOCKED;
+  if (!is_ours(to, bytes) || !is_ours(from, bytes)) return kInvalidValue;
+  return now_or_in_graph([=] {
+    std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes);
+    return kSuccess;
+  });
+}
+int cuMemsetD8Async(Pointer at, unsigned char value, size_t bytes, void*) {
+  LOCKED;
+  if (!is_ours(at, bytes)) return kInvalidValue;
+  return now_or_in_graph([=] {
+    std::memset(reinterpret_cast<void*>(at), value, bytes);
+    return kSuccess;
+  });
+}
+
+int cuModuleLoadData(void** module, const void* image) {
+  LOCKED;
+  uint32_t magic;
+  std::memcpy(&magic, image, 4);
+  if (magic != 0xba55ed50u && magic != 0x464c457fu) return kInvalidImage;
+  *module = new char;
+  return kSuccess;
+}
+int cuModuleUnload(void* module) {
+  delete static_cast<char*>(module);
+  return kSuccess;
+}
+int cuModuleGetFunction(void** function, void*, const char* name) {
+  LOCKED;
+  auto found = emulator::kernels().find(name);
+  if (found == emulator::kernels().end()) return kNotFound;
+  *function = &found->second;
+  return kSuccess;
+}
+int cuFuncSetAttribute(void*, int, int value) {
+  LOCKED;
+  return value <= 227 << 10 ? kSuccess : kInvalidValue;
+}
+int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void*, void** arguments, void**) {
+  LOCKED;
+  auto& kernel = *static_cast<emulator::Kernel*>(function);
+  if (gx == 0 || gy == 0 || gz == 0 || gy > 65535 || gz > 65535 || gx > 0x7fffffff || bx * by * bz > 1024) {
+    return kInvalidValue;
+  }
+  auto kept = std::make_shared<Arguments>();
+  for (size_t i = 0; i < kernel.argument_bytes.size(); i++) {
+    kept->values.push_back(std::make_unique<unsigned char[]>(kernel.argument_bytes[i] + 128));
+    auto start = (reinterpret_cast<uintptr_t>(kept->values.back().get()) + 127) & ~uintptr_t{127};
+    kept->pointers.push_back(reinterpret_cast<void*>(start));
+    std::memcpy(kept->pointers.back(), arguments[i], kernel.argument_bytes[i]);
+  }
+  return now_or_in_graph([&kernel, gx, gy, gz, bx, by, bz, shared, kept] {
+    return run_kernel(kernel, {gx, gy, gz}, {bx, by, bz}, shared, kept->pointers.data());
+  });
+}
+
+int cuStreamBeginCapture_v2(void*, int) {
+  LOCKED;
+  if (capturing != nullptr) return kCaptureUnsupported;
+  capturing = new Graph;
+  return kSuccess;
+}
+int cuStreamEndCapture(void*, void** graph) {
+  LOCKED;
+  if (capturing == nullptr) return kCaptureInvalidated;
+  captures++;
+  *graph = std::exchange(capturing, nullptr);
+  return kSuccess;
+}
+int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+  LOCKED;
+  *executable = new Graph(*static_cast<Graph*>(graph));
+  return kSuccess;
+}
+int cuGraphLaunch(void* executable, void*) {
+  LOCKED;
+  graph_launches++;
+  for (auto& node : static_cast<Graph*>(executable)->nodes) {
+    if (int result = node(); result != kSuccess) return result;
+  }
+  return kSuccess;
+}
+int cuGraphExecDestroy(void* executable) {
+  delete static_cast<Graph*>(executable);
+  return kSuccess;
+}
+int cuGraphDestroy(void* graph) {
+  delete static_cast<Graph*>(graph);
+  return kSuccess;
+}
+
+int cuGetErrorName(int, const char** name) {
+  *name = "STAND_IN_ERROR";
+  return kSuccess;
+}
+int cuGetErrorString(int result, const char** text) {
+  static thread_local std::string message;
+  message = "error " + std::to_string(result) + " of the stand-in driver";
+  *text = message.c_str();
+  return kSuccess;
+}
+
+// What tests ask of the stand-in.
+
+// How often a kernel has run; -1 when there is none of that name.
+long zoetrope_standin_launches(const char* name) {
+  std::lock_guard<std::mutex> locked(driver);
+  auto found = emulator::kernels().find(name);
+  return found == emulator::kernels().end() ? -1 : found->second.launches;
+}
+// The names of all kernels, each ended by a newline.
+const char* zoetrope_standin_kernels() {
+  static std::string all;
+  all.clear();
+  for (auto& [name, kernel] : emulator::kernels()) all += name + "\n";
+  return all.c_str();
+}
+// The order in which threads run between barriers, from the next launch on.
+void zoetrope_standin_seed(unsigned value) {
+  std::lock_guard<std::mutex> locked(driver);
+  seed = value;
+}
+// Makes a launch fail with `error`, after `launches` good ones; the context is then spoilt until it is reset.
+void zoetrope_standin_fail(int error, long launches) {
+  std::lock_guard<std::mutex> locked(driver);
+  injected = error;
+  launches_until_failure = launches;
+}
+size_t zoetrope_standin_used_bytes() {
+  std::lock_guard<std::mutex> locked(driver);
+  return used_bytes;
+}
+int zoetrope_standin_graph_launches() {
+  std::lock_guard<std::mutex> locked(driver);
+  return graph_launches;
+}
+}

@@ -1,0 +1,215 @@
+#include "emulator.h"
+
+#include <stdexcept>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
+
+// Saves the callee's registers on the running stack, stores its top at *from and goes on with the stack `to`.
+extern "C" void zoetrope_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.globl zoetrope_switch_stack
+.type zoetrope_switch_stack, @function
+zoetrope_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size zoetrope_switch_stack, .-zoetrope_switch_stack
+)");
+
+namespace emulator {
+
+Block* block = nullptr;
+Fiber* self = nullptr;
+
+namespace {
+
+constexpr size_t kStackBytes = 64 << 10;
+
+void* scheduler_stack_pointer = nullptr;
+void* scheduler_sanitizer_stack = nullptr;
+const void* scheduler_bottom = nullptr;
+size_t scheduler_bytes = 0;
+// Stacks are kept from launch to launch.
+std::vector<std::vector<unsigned char>> stacks;
+std::vector<std::pair<void*, size_t>>& shared_memory() {
+  static std::vector<std::pair<void*, size_t>> all;
+  return all;
+}
+
+void leave(bool for_ever) {
+  Fiber& fiber = *self;
+#if SANITIZED
+  __sanitizer_start_switch_fiber(for_ever ? nullptr : &fiber.sanitizer_stack, scheduler_bottom, scheduler_bytes);
+#else
+  (void)for_ever;
+#endif
+  zoetrope_switch_stack(&fiber.stack_pointer, scheduler_stack_pointer);
+#if SANITIZED
+  __sanitizer_finish_switch_fiber(fiber.sanitizer_stack, &scheduler_bottom, &scheduler_bytes);
+#endif
+}
+
+void run_fiber() {
+#if SANITIZED
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_bytes);
+#endif
+  (*block->body)();
+  self->state = State::kDone;
+  leave(true);
+}
+
+void resume(size_t i) {
+  self = &block->fibers[i];
+#if SANITIZED
+  __sanitizer_start_switch_fiber(&scheduler_sanitizer_stack, stacks[i].data(), kStackBytes);
+#endif
+  zoetrope_switch_stack(&scheduler_stack_pointer, self->stack_pointer);
+#if SANITIZED
+  __sanitizer_finish_switch_fiber(scheduler_sanitizer_stack, nullptr, nullptr);
+#endif
+}
+
+void prepare(Fiber& fiber, size_t i) {
+  if (stacks.size() <= i) stacks.emplace_back(kStackBytes);
+#if SANITIZED
+  __asan_unpoison_memory_region(stacks[i].data(), kStackBytes);
+#endif
+  auto top = (reinterpret_cast<uintptr_t>(stacks[i].data()) + kStackBytes) & ~uintptr_t{15};
+  void** slot = reinterpret_cast<void**>(top);
+  *--slot = nullptr;
+  *--slot = reinterpret_cast<void*>(run_fiber);
+  for (int saved = 0; saved < 6; saved++) *--slot = nullptr;
+  fiber.stack_pointer = slot;
+}
+
+// Wakes groups of threads that have all arrived where they wait; false when nobody could be woken.
+bool wake(Block& b) {
+  bool woken = false;
+  const size_t count = b.fibers.size();
+  auto release = [&](auto first, auto last) {
+    for (auto fiber = first; fiber != last; ++fiber) fiber->state = State::kReady;
+    woken = true;
+  };
+  for (size_t start = 0; start < count; start += 32) {
+    const auto first = b.fibers.begin() + start, last = b.fibers.begin() + std::min(count, start + 32);
+    if (std::all_of(first, last, [](const Fiber& f) { return f.state == State::kAtWarpBarrier; })) release(first, last);
+  }
+  if (std::all_of(b.fibers.begin(), b.fibers.end(), [](const Fiber& f) { return f.state == State::kAtBarrier; })) {
+    release(b.fibers.begin(), b.fibers.end());
+  }
+  return woken;
+}
+
+bool run_block(Block& b, std::string* error) {
+  std::vector<size_t> order(b.fibers.size());
+  for (size_t i = 0; i < order.size(); i++) order[i] = i;
+  for (;;) {
+    std::shuffle(order.begin(), order.end(), b.order);
+    bool ran = false;
+    for (size_t i : order) {
+      if (b.fibers[i].state != State::kReady) continue;
+      resume(i);
+      ran = true;
+      if (!b.error.empty()) {
+        *error = b.error;
+        return false;
+      }
+    }
+    const auto in = [&](State state) {
+      return std::count_if(b.fibers.begin(), b.fibers.end(), [state](const Fiber& f) { return f.state == state; });
+    };
+    if (in(State::kDone) == static_cast<long>(b.fibers.size())) return true;
+    if (!wake(b) && !ran) {
+      *error = "barrier divergence: of " + std::to_string(b.fibers.size()) + " threads " +
+               std::to_string(in(State::kAtBarrier)) + " wait for their block, " +
+               std::to_string(in(State::kAtWarpBarrier)) + " for their warp, " + std::to_string(in(State::kDone)) +
+               " have ended";
+      return false;
+    }
+  }
+}
+
+}  // namespace
+
+void wait_as(State state) {
+  self->state = state;
+  leave(false);
+}
+
+void fail(const std::string& why) {
+  block->error = why;
+  for (;;) leave(false);
+}
+
+void register_shared(void* memory, size_t bytes) {
+  shared_memory().emplace_back(memory, bytes);
+  std::memset(memory, 0xff, bytes);
+}
+
+std::map<std::string, Kernel>& kernels() {
+  static std::map<std::string, Kernel> all;
+  return all;
+}
+
+bool launch(dim3 grid, dim3 threads, size_t shared_bytes, unsigned seed, const std::function<void()>& body,
+            std::string* error) {
+  const size_t count = static_cast<size_t>(threads.x) * threads.y * threads.z;
+  if (count == 0 || count > 1024) {
+    *error = "a block of " + std::to_string(count) + " threads";
+    return false;
+  }
+  // Exactly as long as asked for, so that the address sanitizer sees what lies beyond.
+  unsigned char* shared = static_cast<unsigned char*>(
+      std::aligned_alloc(128, std::max<size_t>(128, (shared_bytes + 127) / 128 * 128)));
+  bool good = true;
+  for (unsigned z = 0; z < grid.z && good; z++) {
+    for (unsigned y = 0; y < grid.y && good; y++) {
+      for (unsigned x = 0; x < grid.x && good; x++) {
+        Block b;
+        b.fibers.resize(count);
+        b.slots.resize(count);
+        b.index = {x, y, z};
+        b.size = threads;
+        b.grid = grid;
+        b.body = &body;
+        b.dynamic_shared = shared;
+        b.order.seed(seed * 7919 + x * 31 + y * 17 + z);
+        std::memset(shared, 0xff, shared_bytes);
+        for (auto& [memory, bytes] : shared_memory()) std::memset(memory, 0xff, bytes);
+        for (size_t i = 0; i < count; i++) {
+          Fiber& fiber = b.fibers[i];
+          fiber.linear = static_cast<int>(i);
+          fiber.index = {static_cast<unsigned>(i % threads.x), static_cast<unsigned>(i / threads.x % threads.y),
+                         static_cast<unsigned>(i / threads.x / threads.y)};
+          prepare(fiber, i);
+        }
+        block = &b;
+        good = run_block(b, error);
+        block = nullptr;
+      }
+    }
+  }
+  std::free(shared);
+  return good;
+}
+
+}  // namespace emulator
