@@ -16,6 +16,18 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// How CUDA kernels name the function: its code in `cuda/activation.cuh`, and the slope of a leaky ReLU.
+    #[allow(dead_code, reason = "its callers are the launches of device kernels")]
+    pub(crate) fn device_code(self) -> (i32, f32) {
+        match self {
+            Activation::None => (0, 0.0),
+            Activation::Gelu => (1, 0.0),
+            Activation::GeluTanh => (2, 0.0),
+            Activation::Silu => (3, 0.0),
+            Activation::LeakyRelu(slope) => (4, slope),
+        }
+    }
+
     /// The function at one point; the f32 reference of the vectorised versions.
     pub fn at(self, x: f32) -> f32 {
         match self {
