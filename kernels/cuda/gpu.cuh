@@ -31,6 +31,13 @@ using bf16 = __nv_bfloat16;
 DEVICE float f32(float x) { return x; }
 DEVICE float f32(bf16 x) { return __bfloat162float(x); }
 
+// Two values as bf16 in one word, `low` in its low half.
+DEVICE uint32_t bf16_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 // An atomic addition whose result nobody reads.
 DEVICE void add_atomically(float* at, float value) { atomicAdd(at, value); }
 

@@ -85,13 +85,6 @@ DEVICE void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
 #endif
 }
 
-// Two values as bf16 in one word, `low` in its low half.
-DEVICE uint32_t bf16_pair(float low, float high) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
 #endif
 
 // From here on, what both worlds share.

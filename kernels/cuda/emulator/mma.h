@@ -82,7 +82,3 @@ inline void mma_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t 
 inline void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulator::multiply<uint8_t>(d, a, b0, b1, emulator::f32_of_e4m3);
 }
-
-inline uint32_t bf16_pair(float low, float high) {
-  return __float2bfloat16(low).bits | static_cast<uint32_t>(__float2bfloat16(high).bits) << 16;
-}
