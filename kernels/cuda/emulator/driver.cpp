@@ -1,12 +1,14 @@
 // A stand-in for the CUDA driver (libcuda.so): device memory is the host's, kernels run on the emulator.
 //
 // It exists so that tests drive the real host path (module load, launch shapes, argument packing, allocation and release,
-// graph capture, events, errors) without a GPU. It behaves as strictly as the driver: wrong handles, double frees and
-// unknown kernels are errors, and an error inside a kernel spoils the context until it is reset.
+// graph capture, events, errors) without a GPU. It behaves as strictly as the driver: calls need a current context, wrong
+// handles, double frees and unknown kernels are errors, and an error inside a kernel spoils its device's context until that
+// is reset. Devices have memory and errors of their own, but their kernels run one after another.
 #include <sys/mman.h>
 
 #include <chrono>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -38,54 +40,67 @@ struct Event {
 struct Graph {
   std::vector<Work> nodes;
 };
+struct Device {
+  std::map<Pointer, size_t> live;
+  size_t used_bytes = 0, memory_bytes = 0;
+  // An error that a kernel left behind; every later call in the context returns it.
+  int sticky = kSuccess;
+  int injected = kSuccess;
+  long launches_until_failure = 0;
+  Graph* capturing = nullptr;
+};
 
 std::mutex driver;
-std::map<Pointer, size_t> live;
-std::set<void*> pinned, streams, contexts;
-size_t used_bytes = 0;
-// An error that a kernel left behind; every later call returns it.
-int sticky = kSuccess;
-int injected = kSuccess;
-long launches_until_failure = 0;
-Graph* capturing = nullptr;
-unsigned seed = 0;
-int captures = 0, graph_launches = 0;
+std::set<void*> pinned, streams;
+int graph_launches = 0;
+// The device of the calling thread's current context.
+thread_local Device* current = nullptr;
+// The seed of the calling thread's launches: tests beside each other do not disturb each other's orders.
+thread_local unsigned seed = 0;
 
 long from_environment(const char* name, long otherwise) {
   const char* value = std::getenv(name);
   return value == nullptr ? otherwise : std::atol(value);
 }
-size_t memory_bytes() { return static_cast<size_t>(from_environment("ZOETROPE_STANDIN_MEMORY_MIB", 4096)) << 20; }
-int devices() { return static_cast<int>(from_environment("ZOETROPE_STANDIN_DEVICES", 1)); }
+// Contexts point into it; a deque does not move what it holds.
+std::deque<Device>& devices() {
+  static std::deque<Device> all = [] {
+    std::deque<Device> made(from_environment("ZOETROPE_STANDIN_DEVICES", 1));
+    for (auto& device : made) device.memory_bytes = from_environment("ZOETROPE_STANDIN_MEMORY_MIB", 4096) << 20;
+    return made;
+  }();
+  return all;
+}
+bool is_device(int ordinal) { return ordinal >= 0 && static_cast<size_t>(ordinal) < devices().size(); }
 
-// Whether [at, at + bytes) lies within one allocation.
+// Whether [at, at + bytes) lies within one allocation of the current device.
 bool is_ours(Pointer at, size_t bytes) {
-  auto next = live.upper_bound(at);
-  if (next == live.begin()) return false;
+  auto next = current->live.upper_bound(at);
+  if (next == current->live.begin()) return false;
   const auto& [start, length] = *std::prev(next);
   return at - start <= length && bytes <= length - (at - start);
 }
 
 int now_or_in_graph(Work work) {
-  if (capturing != nullptr) {
-    capturing->nodes.push_back(std::move(work));
+  if (current->capturing != nullptr) {
+    current->capturing->nodes.push_back(std::move(work));
     return kSuccess;
   }
   return work();
 }
 
 int run_kernel(emulator::Kernel& kernel, dim3 grid, dim3 threads, unsigned shared, void** arguments) {
-  if (injected != kSuccess && launches_until_failure-- <= 0) {
-    sticky = std::exchange(injected, kSuccess);
-    return sticky;
+  if (current->injected != kSuccess && current->launches_until_failure-- <= 0) {
+    current->sticky = std::exchange(current->injected, kSuccess);
+    return current->sticky;
   }
   std::string error;
   kernel.launches++;
   if (!emulator::launch(grid, threads, shared, seed, [&] { kernel.run(arguments); }, &error)) {
     std::fprintf(stderr, "kernel %s: %s\n", kernel.name.c_str(), error.c_str());
-    sticky = kLaunchFailed;
+    current->sticky = kLaunchFailed;
   }
-  return sticky;
+  return current->sticky;
 }
 
 // The arguments of a launch, kept until it runs.
@@ -96,9 +111,10 @@ struct Arguments {
 
 }  // namespace
 
-#define LOCKED                                   \
-  std::lock_guard<std::mutex> locked(driver);    \
-  if (sticky != kSuccess) return sticky
+#define LOCKED                                       \
+  std::lock_guard<std::mutex> locked(driver);        \
+  if (current == nullptr) return kInvalidContext;    \
+  if (current->sticky != kSuccess) return current->sticky
 
 extern "C" {
 
@@ -108,11 +124,13 @@ int cuDriverGetVersion(int* version) {
   return kSuccess;
 }
 int cuDeviceGetCount(int* count) {
-  *count = devices();
+  std::lock_guard<std::mutex> locked(driver);
+  *count = static_cast<int>(devices().size());
   return kSuccess;
 }
 int cuDeviceGet(int* device, int ordinal) {
-  if (ordinal < 0 || ordinal >= devices()) return kInvalidDevice;
+  std::lock_guard<std::mutex> locked(driver);
+  if (!is_device(ordinal)) return kInvalidDevice;
   *device = ordinal;
   return kSuccess;
 }
@@ -120,8 +138,10 @@ int cuDeviceGetName(char* name, int bytes, int) {
   std::snprintf(name, bytes, "stand-in");
   return kSuccess;
 }
-int cuDeviceTotalMem_v2(size_t* bytes, int) {
-  *bytes = memory_bytes();
+int cuDeviceTotalMem_v2(size_t* bytes, int device) {
+  std::lock_guard<std::mutex> locked(driver);
+  if (!is_device(device)) return kInvalidDevice;
+  *bytes = devices()[device].memory_bytes;
   return kSuccess;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
@@ -136,24 +156,33 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
   return kSuccess;
 }
 int cuDevicePrimaryCtxRetain(void** context, int device) {
-  *context = reinterpret_cast<void*>(static_cast<uintptr_t>(0x1000 + device));
   std::lock_guard<std::mutex> locked(driver);
-  contexts.insert(*context);
+  if (!is_device(device)) return kInvalidDevice;
+  *context = &devices()[device];
   return kSuccess;
 }
 int cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
-int cuDevicePrimaryCtxReset_v2(int) {
+int cuDevicePrimaryCtxReset_v2(int ordinal) {
   std::lock_guard<std::mutex> locked(driver);
-  for (auto& [at, bytes] : live) std::free(reinterpret_cast<void*>(at));
-  live.clear();
-  used_bytes = 0;
-  sticky = kSuccess;
-  capturing = nullptr;
+  if (!is_device(ordinal)) return kInvalidDevice;
+  Device& device = devices()[ordinal];
+  for (auto& [at, bytes] : device.live) std::free(reinterpret_cast<void*>(at));
+  device.live.clear();
+  device.used_bytes = 0;
+  device.sticky = kSuccess;
+  delete std::exchange(device.capturing, nullptr);
   return kSuccess;
 }
 int cuCtxSetCurrent(void* context) {
   std::lock_guard<std::mutex> locked(driver);
-  return context == nullptr || contexts.count(context) ? kSuccess : kInvalidContext;
+  const bool known = context == nullptr || std::any_of(devices().begin(), devices().end(),
+                                                        [context](const Device& device) { return &device == context; });
+  if (known) current = static_cast<Device*>(context);
+  return known ? kSuccess : kInvalidContext;
+}
+int cuCtxGetCurrent(void** context) {
+  *context = current;
+  return kSuccess;
 }
 int cuCtxSynchronize() {
   LOCKED;
@@ -173,7 +202,7 @@ int cuStreamDestroy_v2(void* stream) {
 }
 int cuStreamSynchronize(void*) {
   LOCKED;
-  return capturing == nullptr ? kSuccess : kCaptureUnsupported;
+  return current->capturing == nullptr ? kSuccess : kCaptureUnsupported;
 }
 int cuEventCreate(void** event, unsigned) {
   LOCKED;
@@ -204,30 +233,31 @@ int cuEventDestroy_v2(void* event) {
 
 int cuMemGetInfo_v2(size_t* free, size_t* total) {
   LOCKED;
-  *total = memory_bytes();
-  *free = *total - std::min(*total, used_bytes);
+  *total = current->memory_bytes;
+  *free = *total - std::min(*total, current->used_bytes);
   return kSuccess;
 }
 int cuMemAlloc_v2(Pointer* at, size_t bytes) {
   LOCKED;
   if (bytes == 0) return kInvalidValue;
-  if (capturing != nullptr) return kCaptureUnsupported;
-  if (used_bytes + bytes > memory_bytes()) return kOutOfMemory;
-  void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  if (memory == nullptr) return kOutOfMemory;
+  if (current->capturing != nullptr) return kCaptureUnsupported;
+  if (current->used_bytes + bytes > current->memory_bytes) return kOutOfMemory;
+  // Exactly as long as asked for, so that the address sanitizer sees what lies beyond.
+  void* memory;
+  if (posix_memalign(&memory, 256, bytes) != 0) return kOutOfMemory;
   // What was there before is another's: never zeros by luck.
   std::memset(memory, 0xff, bytes);
   *at = reinterpret_cast<Pointer>(memory);
-  live[*at] = bytes;
-  used_bytes += bytes;
+  current->live[*at] = bytes;
+  current->used_bytes += bytes;
   return kSuccess;
 }
 int cuMemFree_v2(Pointer at) {
   LOCKED;
-  auto found = live.find(at);
-  if (found == live.end()) return kInvalidValue;
-  used_bytes -= found->second;
-  live.erase(found);
+  auto found = current->live.find(at);
+  if (found == current->live.end()) return kInvalidValue;
+  current->used_bytes -= found->second;
+  current->live.erase(found);
   std::free(reinterpret_cast<void*>(at));
   return kSuccess;
 }
@@ -246,14 +276,14 @@ int cuMemFreeHost(void* at) {
 int cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void*) {
   LOCKED;
   if (!is_ours(to, bytes)) return kInvalidValue;
-  if (capturing != nullptr) return kCaptureUnsupported;
+  if (current->capturing != nullptr) return kCaptureUnsupported;
   std::memcpy(reinterpret_cast<void*>(to), from, bytes);
   return kSuccess;
 }
 int cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void*) {
   LOCKED;
   if (!is_ours(from, bytes)) return kInvalidValue;
-  if (capturing != nullptr) return kCaptureUnsupported;
+  if (current->capturing != nullptr) return kCaptureUnsupported;
   std::memcpy(to, reinterpret_cast<void*>(from), bytes);
   return kSuccess;
 }
@@ -318,15 +348,14 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
 
 int cuStreamBeginCapture_v2(void*, int) {
   LOCKED;
-  if (capturing != nullptr) return kCaptureUnsupported;
-  capturing = new Graph;
+  if (current->capturing != nullptr) return kCaptureUnsupported;
+  current->capturing = new Graph;
   return kSuccess;
 }
 int cuStreamEndCapture(void*, void** graph) {
   LOCKED;
-  if (capturing == nullptr) return kCaptureInvalidated;
-  captures++;
-  *graph = std::exchange(capturing, nullptr);
+  if (current->capturing == nullptr) return kCaptureInvalidated;
+  *graph = std::exchange(current->capturing, nullptr);
   return kSuccess;
 }
 int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
@@ -351,8 +380,20 @@ int cuGraphDestroy(void* graph) {
   return kSuccess;
 }
 
-int cuGetErrorName(int, const char** name) {
-  *name = "STAND_IN_ERROR";
+int cuGetErrorName(int result, const char** name) {
+  switch (result) {
+    case kSuccess: *name = "CUDA_SUCCESS"; break;
+    case kInvalidValue: *name = "CUDA_ERROR_INVALID_VALUE"; break;
+    case kOutOfMemory: *name = "CUDA_ERROR_OUT_OF_MEMORY"; break;
+    case kInvalidDevice: *name = "CUDA_ERROR_INVALID_DEVICE"; break;
+    case kInvalidImage: *name = "CUDA_ERROR_INVALID_IMAGE"; break;
+    case kInvalidContext: *name = "CUDA_ERROR_INVALID_CONTEXT"; break;
+    case kNotFound: *name = "CUDA_ERROR_NOT_FOUND"; break;
+    case kLaunchFailed: *name = "CUDA_ERROR_LAUNCH_FAILED"; break;
+    case kCaptureUnsupported: *name = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; break;
+    case kCaptureInvalidated: *name = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"; break;
+    default: *name = "CUDA_ERROR_UNKNOWN";
+  }
   return kSuccess;
 }
 int cuGetErrorString(int result, const char** text) {
@@ -377,20 +418,28 @@ const char* zoetrope_standin_kernels() {
   for (auto& [name, kernel] : emulator::kernels()) all += name + "\n";
   return all.c_str();
 }
-// The order in which threads run between barriers, from the next launch on.
-void zoetrope_standin_seed(unsigned value) {
+// The order in which threads run between barriers, in the calling thread's launches from now on.
+void zoetrope_standin_seed(unsigned value) { seed = value; }
+// How many devices there are, from now on; never fewer than before.
+void zoetrope_standin_devices(int count) {
   std::lock_guard<std::mutex> locked(driver);
-  seed = value;
+  const size_t memory_bytes = devices().front().memory_bytes;
+  while (static_cast<int>(devices().size()) < count) devices().emplace_back().memory_bytes = memory_bytes;
 }
-// Makes a launch fail with `error`, after `launches` good ones; the context is then spoilt until it is reset.
-void zoetrope_standin_fail(int error, long launches) {
+// How much memory a device has, from now on.
+void zoetrope_standin_memory(int device, size_t bytes) {
   std::lock_guard<std::mutex> locked(driver);
-  injected = error;
-  launches_until_failure = launches;
+  devices().at(device).memory_bytes = bytes;
 }
-size_t zoetrope_standin_used_bytes() {
+// Makes a launch on the device fail with `error`, after `launches` good ones; the context is then spoilt until it is reset.
+void zoetrope_standin_fail(int device, int error, long launches) {
   std::lock_guard<std::mutex> locked(driver);
-  return used_bytes;
+  devices().at(device).injected = error;
+  devices().at(device).launches_until_failure = launches;
+}
+size_t zoetrope_standin_used_bytes(int device) {
+  std::lock_guard<std::mutex> locked(driver);
+  return devices().at(device).used_bytes;
 }
 int zoetrope_standin_graph_launches() {
   std::lock_guard<std::mutex> locked(driver);

@@ -1,6 +1,6 @@
 #include "emulator.h"
 
-#include <stdexcept>
+#include <cstdlib>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -45,9 +45,11 @@ namespace {
 constexpr size_t kStackBytes = 64 << 10;
 
 void* scheduler_stack_pointer = nullptr;
+#if SANITIZED
 void* scheduler_sanitizer_stack = nullptr;
 const void* scheduler_bottom = nullptr;
 size_t scheduler_bytes = 0;
+#endif
 // Stacks are kept from launch to launch.
 std::vector<std::vector<unsigned char>> stacks;
 std::vector<std::pair<void*, size_t>>& shared_memory() {
@@ -178,8 +180,12 @@ bool launch(dim3 grid, dim3 threads, size_t shared_bytes, unsigned seed, const s
     return false;
   }
   // Exactly as long as asked for, so that the address sanitizer sees what lies beyond.
-  unsigned char* shared = static_cast<unsigned char*>(
-      std::aligned_alloc(128, std::max<size_t>(128, (shared_bytes + 127) / 128 * 128)));
+  void* allocated = nullptr;
+  if (posix_memalign(&allocated, 128, shared_bytes) != 0) {
+    *error = "no memory for " + std::to_string(shared_bytes) + " bytes of shared memory";
+    return false;
+  }
+  unsigned char* const shared = static_cast<unsigned char*>(allocated);
   bool good = true;
   for (unsigned z = 0; z < grid.z && good; z++) {
     for (unsigned y = 0; y < grid.y && good; y++) {
