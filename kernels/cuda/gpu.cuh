@@ -48,6 +48,14 @@ DEVICE void cp_async16(void* shared, const void* from, bool valid = true) {
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(from), "r"(bytes) : "memory");
 }
+// The same for 4, 8 or 16 bytes (addresses aligned to as many), through the first-level cache: for what neighbours read again.
+template <int bytes>
+DEVICE void cp_async_cached(void* shared, const void* from, bool valid = true) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(address), "l"(from), "n"(bytes),
+               "r"(valid ? bytes : 0)
+               : "memory");
+}
 // Closes a group of copies.
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most `newer` of this thread's groups are still under way.

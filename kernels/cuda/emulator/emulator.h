@@ -74,7 +74,7 @@ enum class State { kReady, kAtBarrier, kAtWarpBarrier, kAtNamedBarrier, kDone };
 struct Copy {
   void* to;
   const void* from;
-  int group;
+  int group, bytes;
 };
 
 struct Fiber {
@@ -190,11 +190,16 @@ T __shfl_down_sync(unsigned, T value, int by) {
 
 inline void add_atomically(float* at, float value) { *at += value; }
 
-inline void cp_async16(void* shared, const void* from, bool valid = true) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0)) {
-    emulator::fail("cp.async of an address that is not a multiple of 16");
+template <int bytes>
+void cp_async_cached(void* shared, const void* from, bool valid = true) {
+  static_assert(bytes == 4 || bytes == 8 || bytes == 16);
+  if (reinterpret_cast<uintptr_t>(shared) % bytes != 0 || (valid && reinterpret_cast<uintptr_t>(from) % bytes != 0)) {
+    emulator::fail("cp.async of an address that is not a multiple of " + std::to_string(bytes));
   }
-  emulator::self->copies.push_back({shared, valid ? from : nullptr, emulator::self->group});
+  emulator::self->copies.push_back({shared, valid ? from : nullptr, emulator::self->group, bytes});
+}
+inline void cp_async16(void* shared, const void* from, bool valid = true) {
+  cp_async_cached<16>(shared, from, valid);
 }
 inline void cp_async_commit() { emulator::self->group++; }
 template <int newer>
@@ -204,9 +209,9 @@ void cp_async_wait() {
   for (auto& copy : copies) {
     if (copy.group >= due) continue;
     if (copy.from != nullptr) {
-      std::memcpy(copy.to, copy.from, 16);
+      std::memcpy(copy.to, copy.from, copy.bytes);
     } else {
-      std::memset(copy.to, 0, 16);
+      std::memset(copy.to, 0, copy.bytes);
     }
   }
   copies.erase(std::remove_if(copies.begin(), copies.end(), [due](const auto& copy) { return copy.group < due; }),
