@@ -38,7 +38,12 @@ fn main() {
     let kernels = sources(cuda);
     let faulty = sources(Path::new("faulty"));
     let cublaslt = cuda.join("emulator/cublaslt.cpp");
-    for (variant, flags) in [("plain", &[][..]), ("asan", &["-fsanitize=address", "-fno-omit-frame-pointer"][..])] {
+    let mut variants = vec![("plain", &[][..])];
+    if let Some(libasan) = libasan() {
+        println!("cargo:rustc-env=LIBASAN={libasan}");
+        variants.push(("asan", &["-fsanitize=address", "-fno-omit-frame-pointer"][..]));
+    }
+    for (variant, flags) in variants {
         let build = Build { folder: out.join(variant), flags };
         fs::create_dir_all(build.folder.join("faulty")).expect("OUT_DIR can be written");
         let wanted: Vec<_> = [&driver[..], &kernels, &faulty]
@@ -53,8 +58,13 @@ fn main() {
             build.link(std::slice::from_ref(&cublaslt), "libcublasLt.so", "libcublasLt.so");
         }
     }
-    let libasan = Command::new(compiler().get_program()).arg("-print-file-name=libasan.so").output().expect("runs");
-    println!("cargo:rustc-env=LIBASAN={}", String::from_utf8_lossy(&libasan.stdout).trim());
+}
+
+/// The library that a sanitized process preloads. The compiler answers with the bare name when it has none.
+fn libasan() -> Option<String> {
+    let output = Command::new(compiler().get_program()).arg("-print-file-name=libasan.so").output().ok()?;
+    let path = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    Path::new(&path).is_absolute().then_some(path)
 }
 
 /// The kernels of a folder, in the order of their names.

@@ -6,8 +6,7 @@
 #![allow(unsafe_code, reason = "loads a shared library and calls its functions")]
 
 mod library;
+mod sanitizer;
 
 pub use library::Standin;
-
-/// The library for `LD_PRELOAD` of a process that uses the stand-in under the address sanitizer.
-pub const LIBASAN: Option<&str> = option_env!("LIBASAN");
+pub use sanitizer::sanitized;

@@ -13,10 +13,9 @@ pub struct Standin {
 impl Standin {
     /// Loads the stand-in, once for the process; to be called before anything looks for a CUDA driver.
     ///
-    /// The variable `ZOETROPE_STANDIN` chooses: unset the plain build, `asan` the one under the address sanitizer (the
-    /// process must have been started with `LD_PRELOAD` of [`LIBASAN`](crate::LIBASAN)), anything with a slash the folder
-    /// of another build. None, and a line that says why, where the emulator does not run; then
-    /// `ZOETROPE_REQUIRE_ALL` makes it a panic.
+    /// The variable `ZOETROPE_STANDIN` chooses: unset the plain build, `asan` the one under the address sanitizer (see
+    /// [`sanitized`](crate::sanitized)), anything with a slash the folder of another build. None, and a line that says why,
+    /// where the emulator does not run; then `ZOETROPE_REQUIRE_ALL` makes it a panic.
     pub fn load() -> Option<&'static Self> {
         // Loading is a fact of the whole process.
         static LOADED: OnceLock<Option<Standin>> = OnceLock::new();

@@ -3,10 +3,12 @@
 
 mod driver;
 
-use driver::{Driver, LAUNCH_FAILED};
+use driver::Driver;
 
 const THREADS: usize = 128;
 const SEEDS: u32 = 8;
+/// What the driver says of a kernel that failed.
+const LAUNCH_FAILED: i32 = 719;
 
 fn ascending(count: usize) -> Vec<f32> {
     (0..count).map(|value| value as f32).collect()

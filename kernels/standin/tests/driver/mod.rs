@@ -5,8 +5,6 @@ use std::{
     ptr::{null_mut, without_provenance_mut},
 };
 
-/// What the driver says of a kernel that failed.
-pub const LAUNCH_FAILED: i32 = 719;
 /// Devices that the tests share out among themselves.
 const DEVICES: usize = 8;
 
