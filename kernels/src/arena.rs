@@ -7,12 +7,13 @@
 #![allow(unsafe_code, reason = "regions are raw memory; ranges of them are handed out as pointers")]
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
+
+use crate::ranges::{FreeRanges, best_fit};
 
 /// Ranges start on lines of the cache, and on whole vectors.
 pub(crate) const ALIGNMENT: usize = 64;
@@ -43,10 +44,8 @@ struct State {
 
 struct Region {
     map: MmapRaw,
-    /// Offset to length; no two touch each other.
-    free: BTreeMap<usize, usize>,
-    /// Bytes from the start on that were handed out since the map was made or trimmed: the others have no pages.
-    touched: usize,
+    /// Bytes that were never touched have no pages.
+    free: FreeRanges,
 }
 
 thread_local! {
@@ -71,8 +70,7 @@ impl Arena {
     /// Sets address space aside, so that buffers of `bytes` in all lie side by side. Costs no memory until it is used.
     pub fn reserve(&self, bytes: usize) {
         let mut state = self.lock();
-        let free = |region: &Region| region.free.values().copied().max().unwrap_or(0);
-        if state.regions.iter().map(free).max().unwrap_or(0) < bytes {
+        if state.regions.iter().map(|region| region.free.largest()).max().unwrap_or(0) < bytes {
             state.grow(bytes);
         }
     }
@@ -89,7 +87,7 @@ impl Arena {
 
     /// Bytes that were ever used and not given back: at most so much of the arena is in physical memory.
     pub fn held_bytes(&self) -> usize {
-        self.lock().regions.iter().map(|region| region.touched).sum()
+        self.lock().regions.iter().map(|region| region.free.touched()).sum()
     }
 
     /// How often memory was asked of the system.
@@ -106,7 +104,7 @@ impl Arena {
     /// Gives free memory back to the system.
     pub fn trim(&self) {
         let mut state = self.lock();
-        state.regions.retain(|region| !region.is_unused());
+        state.regions.retain(|region| !region.free.is_unused());
         state.regions.iter_mut().for_each(Region::trim);
     }
 
@@ -163,11 +161,8 @@ impl State {
         Some(pointer)
     }
 
-    /// Region and offset of the smallest free range that holds `bytes`; of equal ones the first.
     fn best_fit(&self, bytes: usize) -> Option<(usize, usize)> {
-        let ranges = self.regions.iter().enumerate().flat_map(|(i, r)| r.free.iter().map(move |free| (i, free)));
-        let fitting = ranges.filter(|(_, (_, length))| **length >= bytes);
-        fitting.min_by_key(|(_, (_, length))| **length).map(|(region, (offset, _))| (region, *offset))
+        best_fit(self.regions.iter().map(|region| &region.free), bytes)
     }
 
     fn give_back(&mut self, pointer: NonNull<u8>, bytes: usize) {
@@ -176,7 +171,7 @@ impl State {
         for region in &mut self.regions {
             let start = region.map.as_mut_ptr() as usize;
             if (start..start + region.map.len()).contains(&address) {
-                return region.give_back(address - start, bytes);
+                return region.free.give_back(address - start, bytes);
             }
         }
     }
@@ -188,8 +183,8 @@ impl State {
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         let map = MmapRaw::from(map);
-        let free = BTreeMap::from([(0, map.len())]);
-        self.regions.push(Region { map, free, touched: 0 });
+        let free = FreeRanges::new(map.len());
+        self.regions.push(Region { map, free });
         self.growths += 1;
         true
     }
@@ -198,36 +193,14 @@ impl State {
 impl Region {
     /// The first `bytes` of the free range at `offset`.
     fn take(&mut self, offset: usize, bytes: usize) -> Option<NonNull<u8>> {
-        let length = self.free.remove(&offset)?;
-        if length > bytes {
-            self.free.insert(offset + bytes, length - bytes);
-        }
-        self.touched = self.touched.max(offset + bytes);
+        self.free.take(offset, bytes)?;
         // SAFETY: a free range lies within the map.
         NonNull::new(unsafe { self.map.as_mut_ptr().add(offset) })
     }
 
-    fn give_back(&mut self, offset: usize, bytes: usize) {
-        let (mut start, mut end) = (offset, offset + bytes);
-        if let Some(length) = self.free.remove(&end) {
-            end += length;
-        }
-        if let Some((&before, &length)) = self.free.range(..start).next_back()
-            && before + length == start
-        {
-            self.free.remove(&before);
-            start = before;
-        }
-        self.free.insert(start, end - start);
-    }
-
-    fn is_unused(&self) -> bool {
-        self.free.get(&0) == Some(&self.map.len())
-    }
-
     /// Frees the pages of free ranges. The map stays.
     fn trim(&mut self) {
-        for (&offset, &length) in &self.free {
+        for (offset, length) in self.free.iter() {
             let (start, end) = (offset.next_multiple_of(4096), (offset + length) / 4096 * 4096);
             if end.saturating_sub(start) < TRIM_BYTES_MIN {
                 continue;
@@ -236,11 +209,7 @@ impl Region {
             #[cfg(unix)]
             let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
         }
-        if let Some((&offset, &length)) = self.free.last_key_value()
-            && offset + length == self.map.len()
-        {
-            self.touched = self.touched.min(offset);
-        }
+        self.free.forget_tail();
     }
 }
 

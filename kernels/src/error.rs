@@ -28,6 +28,37 @@ pub enum Error {
         /// What was given and what is needed.
         detail: String,
     },
+    /// The device failed. Its context is spoilt: nothing runs on it until it has been reset.
+    #[error("{op}: the device failed: {detail}")]
+    Device {
+        /// What was running, or asked for, when the error was told.
+        op: &'static str,
+        /// The driver's words.
+        detail: String,
+    },
+    /// The device's memory does not suffice.
+    #[error("{op}: {detail}")]
+    DeviceMemory {
+        /// Name of the operation.
+        op: &'static str,
+        /// What was needed, and what there is.
+        detail: String,
+    },
+    /// The program carries no kernel for this operation on this device.
+    #[error("{op}: {detail}")]
+    DeviceKernel {
+        /// Name of the operation.
+        op: &'static str,
+        /// What is absent, and what to do.
+        detail: String,
+    },
+}
+
+impl Error {
+    /// Whether the device must be reset before it can be used again.
+    pub fn spoils_device(&self) -> bool {
+        matches!(self, Self::Device { .. })
+    }
 }
 
 /// Result of every operation of this crate.

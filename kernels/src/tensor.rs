@@ -6,8 +6,9 @@ use std::sync::Arc;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Zero};
 use crate::copy;
+use crate::cuda::{CudaBuffer, CudaDevice};
 use crate::error::{Result, argument_error, dtype_error, shape_error};
 
 /// Where a tensor lives and its operations run.
@@ -16,6 +17,8 @@ use crate::error::{Result, argument_error, dtype_error, shape_error};
 pub enum Device {
     /// Host memory; operations run on rayon's current thread pool.
     Cpu,
+    /// The NVIDIA device of this number; operations are queued on its stream.
+    Cuda(usize),
 }
 
 /// Element type of a tensor, and of the multiplications that read packed weights.
@@ -40,13 +43,24 @@ impl Dtype {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum Storage {
     F32(Buffer<f32>),
     Bf16(Buffer<bf16>),
+    Cuda(CudaStorage),
+}
+
+/// Elements in device memory.
+#[derive(Debug)]
+pub(crate) struct CudaStorage {
+    pub(crate) buffer: CudaBuffer,
+    pub(crate) dtype: Dtype,
+    pub(crate) len: usize,
 }
 
 /// A contiguous, row-major tensor. Cloning and reshaping share the storage; operations return new tensors.
+///
+/// What is made from host values inside [`CudaDevice::scope`] is copied to that device.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     storage: Arc<Storage>,
@@ -59,25 +73,41 @@ impl Tensor {
     /// A tensor of `Dtype::F32` from a slice in row-major order, which is copied.
     pub fn from_f32(data: &[f32], shape: &[usize]) -> Result<Self> {
         check_shape("Tensor::from_f32", data.len(), shape)?;
-        Ok(Self::new(Storage::F32(Buffer::from_slice(data)), shape))
+        match CudaDevice::current() {
+            Some(device) => Self::uploaded(&device, data, Dtype::F32, shape),
+            None => Ok(Self::new(Storage::F32(Buffer::from_slice(data)), shape)),
+        }
     }
 
     /// Like [`Tensor::from_f32`], taking the buffer over without a copy.
     pub fn from_vec(data: Vec<f32>, shape: &[usize]) -> Result<Self> {
         check_shape("Tensor::from_f32", data.len(), shape)?;
-        Ok(Self::new(Storage::F32(data.into()), shape))
+        match CudaDevice::current() {
+            Some(device) => Self::uploaded(&device, &data, Dtype::F32, shape),
+            None => Ok(Self::new(Storage::F32(data.into()), shape)),
+        }
     }
 
     /// A tensor of `Dtype::Bf16` from a slice in row-major order.
     pub fn from_bf16(data: &[bf16], shape: &[usize]) -> Result<Self> {
         check_shape("Tensor::from_bf16", data.len(), shape)?;
-        Ok(Self::new(Storage::Bf16(Buffer::from_slice(data)), shape))
+        match CudaDevice::current() {
+            Some(device) => Self::uploaded(&device, data, Dtype::Bf16, shape),
+            None => Ok(Self::new(Storage::Bf16(Buffer::from_slice(data)), shape)),
+        }
     }
 
     /// A tensor of zeros.
     pub fn zeros(shape: &[usize], dtype: Dtype) -> Result<Self> {
         let len = element_count("Tensor::zeros", shape)?;
         check_shape("Tensor::zeros", len, shape)?;
+        if let Some(device) = CudaDevice::current() {
+            let zeros = device.empty(shape, dtype)?;
+            if let Some(cuda) = zeros.cuda() {
+                cuda.buffer.clear("Tensor::zeros")?;
+            }
+            return Ok(zeros);
+        }
         let storage = match dtype {
             Dtype::F32 => Storage::F32(Buffer::zeros(len)),
             Dtype::Bf16 => Storage::Bf16(Buffer::zeros(len)),
@@ -95,6 +125,7 @@ impl Tensor {
         match &*self.storage {
             Storage::F32(v) => v.len(),
             Storage::Bf16(v) => v.len(),
+            Storage::Cuda(v) => v.len,
         }
     }
 
@@ -108,23 +139,65 @@ impl Tensor {
         match &*self.storage {
             Storage::F32(_) => Dtype::F32,
             Storage::Bf16(_) => Dtype::Bf16,
+            Storage::Cuda(v) => v.dtype,
         }
     }
 
     /// Where the storage lives.
     pub fn device(&self) -> Device {
-        Device::Cpu
+        match self.cuda() {
+            Some(cuda) => Device::Cuda(cuda.buffer.device().info().ordinal),
+            None => Device::Cpu,
+        }
     }
 
-    /// The elements as f32, in row-major order.
+    /// A copy in host memory, for which the device is waited for; shares the storage when it is there already.
+    pub fn to_host(&self) -> Result<Self> {
+        const OP: &str = "Tensor::to_host";
+        let Some(CudaStorage { buffer, dtype, len }) = self.cuda() else { return Ok(self.clone()) };
+        let storage = match dtype {
+            Dtype::F32 => Storage::F32(buffer.read(OP, 0, *len)?),
+            Dtype::Bf16 => Storage::Bf16(buffer.read(OP, 0, *len)?),
+        };
+        Ok(Self::new(storage, &self.shape))
+    }
+
+    /// A copy on `device`; shares the storage when it is there already.
+    pub fn to_device(&self, device: &CudaDevice) -> Result<Self> {
+        match &*self.storage {
+            Storage::F32(v) => Self::uploaded(device, v, Dtype::F32, &self.shape),
+            Storage::Bf16(v) => Self::uploaded(device, v, Dtype::Bf16, &self.shape),
+            Storage::Cuda(cuda) if cuda.buffer.device().is(device) => Ok(self.clone()),
+            Storage::Cuda(_) => self.to_host()?.to_device(device),
+        }
+    }
+
+    /// Overwrites the elements of an f32 tensor, wherever it lives and whoever shares its storage on a device: how a
+    /// recorded graph gets new inputs.
+    pub fn write_f32(&mut self, values: &[f32]) -> Result<()> {
+        const OP: &str = "Tensor::write_f32";
+        if values.len() != self.len() || self.dtype() != Dtype::F32 {
+            return shape_error(OP, format!("{} f32 values for {:?} {:?}", values.len(), self.dtype(), self.shape));
+        }
+        match self.cuda() {
+            Some(cuda) => cuda.buffer.write(OP, 0, values),
+            None => {
+                self.f32_mut(OP)?.copy_from_slice(values);
+                Ok(())
+            }
+        }
+    }
+
+    /// The elements as f32, in row-major order. Waits for the device where they are on one; NaN if that device has failed,
+    /// which its next operation tells.
     pub fn to_vec_f32(&self) -> Vec<f32> {
         self.f32_values().to_vec()
     }
 
     /// The same values in another element type; shares the storage when the type is already right.
     pub fn to_dtype(&self, dtype: Dtype) -> Self {
-        match (&*self.storage, dtype) {
-            (Storage::F32(_), Dtype::F32) | (Storage::Bf16(_), Dtype::Bf16) => self.clone(),
+        match dtype {
+            _ if self.dtype() == dtype => self.clone(),
             _ => crate::elementwise::convert(self, dtype),
         }
     }
@@ -141,6 +214,9 @@ impl Tensor {
         if range.start > range.end || range.end > outer {
             return argument_error("Tensor::slice_outer", format!("{range:?} is outside of 0..{outer}"));
         }
+        if let Some(device) = self.cuda().map(|cuda| cuda.buffer.device()) {
+            return self.to_host()?.slice_outer(range)?.to_device(device);
+        }
         let inner: usize = self.shape[1..].iter().product();
         let elements = range.start * inner..range.end * inner;
         let mut shape = self.shape.clone();
@@ -148,6 +224,7 @@ impl Tensor {
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(Buffer::from_slice(&v[elements])),
             Storage::Bf16(v) => Storage::Bf16(Buffer::from_slice(&v[elements])),
+            Storage::Cuda(_) => return self.to_host()?.slice_outer(range),
         };
         Ok(Self::new(storage, &shape))
     }
@@ -161,6 +238,10 @@ impl Tensor {
         }
         let mut shape = first.shape.clone();
         shape[0] = parts.iter().map(|p| p.shape[0]).sum();
+        if let Some(device) = first.cuda().map(|cuda| cuda.buffer.device()) {
+            let parts = parts.iter().map(|part| part.to_host()).collect::<Result<Vec<_>>>()?;
+            return Self::concat_outer(&parts.iter().collect::<Vec<_>>())?.to_device(device);
+        }
         match first.dtype() {
             Dtype::F32 => Ok(Self::new(Storage::F32(join(OP, parts, Tensor::as_f32)?), &shape)),
             Dtype::Bf16 => Ok(Self::new(Storage::Bf16(join(OP, parts, Tensor::as_bf16)?), &shape)),
@@ -169,10 +250,14 @@ impl Tensor {
 
     /// Element `i` of the result (of `shape`) is element `from(i)` of this tensor.
     pub(crate) fn rearranged(&self, shape: &[usize], from: impl Fn(usize) -> usize) -> Self {
+        if self.cuda().is_some() {
+            return self.host_copy().rearranged(shape, from);
+        }
         let order = (0..self.len()).map(from);
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(Buffer::collect(v.len(), order.map(|i| v[i]))),
             Storage::Bf16(v) => Storage::Bf16(Buffer::collect(v.len(), order.map(|i| v[i]))),
+            Storage::Cuda(_) => return self.host_copy(),
         };
         Self::new(storage, shape)
     }
@@ -187,6 +272,7 @@ impl Tensor {
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(gather(v, ids, d)),
             Storage::Bf16(v) => Storage::Bf16(gather(v, ids, d)),
+            Storage::Cuda(_) => return self.host_copy().gather_rows(ids, d),
         };
         Self::new(storage, &[ids.len(), d])
     }
@@ -201,6 +287,7 @@ impl Tensor {
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(cut(v, width, &range)),
             Storage::Bf16(v) => Storage::Bf16(cut(v, width, &range)),
+            Storage::Cuda(_) => return self.host_copy().slice_inner(shape, range),
         };
         Self::new(storage, shape)
     }
@@ -226,8 +313,48 @@ impl Tensor {
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(widen(v, m, k)),
             Storage::Bf16(v) => Storage::Bf16(widen(v, m, k)),
+            Storage::Cuda(_) => return self.host_copy().with_zero_column(m, k),
         };
         Self::new(storage, &[m, k + 1])
+    }
+
+    /// A copy in host memory, of NaN when the device has failed.
+    fn host_copy(&self) -> Self {
+        self.to_host().unwrap_or_else(|_| Self::from_result(vec![f32::NAN; self.len()], &self.shape, self.dtype()))
+    }
+
+    fn uploaded<T: Zero>(device: &CudaDevice, values: &[T], dtype: Dtype, shape: &[usize]) -> Result<Self> {
+        let copy = device.empty(shape, dtype)?;
+        if let Some(cuda) = copy.cuda() {
+            cuda.buffer.write("Tensor", 0, values)?;
+        }
+        Ok(copy)
+    }
+
+    /// The elements, when they are in device memory.
+    pub(crate) fn cuda(&self) -> Option<&CudaStorage> {
+        match &*self.storage {
+            Storage::Cuda(cuda) => Some(cuda),
+            Storage::F32(_) | Storage::Bf16(_) => None,
+        }
+    }
+
+    /// Makes this tensor the only owner of its storage, by a copy when it is shared: to be called before writing in place.
+    pub(crate) fn unique(&mut self, op: &'static str) -> Result<()> {
+        if Arc::get_mut(&mut self.storage).is_some() {
+            return Ok(());
+        }
+        let copy = match &*self.storage {
+            Storage::F32(v) => Storage::F32(Buffer::from_slice(v)),
+            Storage::Bf16(v) => Storage::Bf16(Buffer::from_slice(v)),
+            Storage::Cuda(CudaStorage { buffer, dtype, len }) => {
+                let copy = buffer.device().buffer(op, buffer.bytes())?;
+                copy.copy(op, 0, buffer, 0, buffer.bytes())?;
+                Storage::Cuda(CudaStorage { buffer: copy, dtype: *dtype, len: *len })
+            }
+        };
+        self.storage = Arc::new(copy);
+        Ok(())
     }
 
     pub(crate) fn new(storage: Storage, shape: &[usize]) -> Self {
@@ -246,14 +373,14 @@ impl Tensor {
     pub fn as_f32(&self) -> Option<&[f32]> {
         match &*self.storage {
             Storage::F32(v) => Some(v),
-            Storage::Bf16(_) => None,
+            Storage::Bf16(_) | Storage::Cuda(_) => None,
         }
     }
 
     pub(crate) fn as_bf16(&self) -> Option<&[bf16]> {
         match &*self.storage {
             Storage::Bf16(v) => Some(v),
-            Storage::F32(_) => None,
+            Storage::F32(_) | Storage::Cuda(_) => None,
         }
     }
 
@@ -266,14 +393,20 @@ impl Tensor {
                 v.convert_to_f32_slice(&mut wide);
                 F32Values::Owned(wide)
             }
+            Storage::Cuda(_) => match self.to_host() {
+                Ok(host) => F32Values::Owned(Buffer::from_slice(&host.f32_values())),
+                Err(_) => F32Values::from(vec![f32::NAN; self.len()]),
+            },
         }
     }
 
     /// Mutable f32 elements; copies first when the storage is shared.
     pub(crate) fn f32_mut(&mut self, op: &'static str) -> Result<&mut [f32]> {
-        match Arc::make_mut(&mut self.storage) {
-            Storage::F32(v) => Ok(v),
-            Storage::Bf16(_) => dtype_error(op, "the tensor written to must be f32"),
+        self.unique(op)?;
+        match Arc::get_mut(&mut self.storage) {
+            Some(Storage::F32(v)) => Ok(v),
+            Some(Storage::Cuda(_)) => argument_error(op, "the tensor written to must be in host memory"),
+            _ => dtype_error(op, "the tensor written to must be f32"),
         }
     }
 }

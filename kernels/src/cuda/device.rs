@@ -1,0 +1,435 @@
+//! One device: its context, its stream, its memory, and the tensors on it.
+#![allow(unsafe_code, reason = "calls into the driver")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::{result, sys};
+
+use super::buffer::CudaBuffer;
+use super::driver::Checked;
+use super::launch::Launch;
+use super::memory::{Context, Pool};
+use super::modules::Module;
+use super::probe::{Absent, probe};
+use super::staging::Staging;
+use crate::buffer::Zero;
+use crate::error::{Error, Result, argument_error};
+use crate::tensor::{CudaStorage, Dtype, Storage, Tensor};
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CudaInfo {
+    /// Its number.
+    pub ordinal: usize,
+    /// The vendor's name for it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: usize,
+    /// Memory of a block that a kernel may ask for.
+    pub shared_bytes_max: usize,
+    /// All of its memory.
+    pub memory_bytes: u64,
+}
+
+/// A handle to one device, from [`CudaDevice::open`] until it is reset. Cheap to clone.
+#[derive(Clone)]
+pub struct CudaDevice {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    info: CudaInfo,
+    context: Arc<Context>,
+    /// Where new buffers come from.
+    pool: Mutex<Arc<Pool>>,
+    kernels: Mutex<Kernels>,
+    staging: Staging,
+    /// Recorded around timed work.
+    events: [sys::CUevent; 2],
+    /// The first error that spoilt the context, or a result that could not be made.
+    fault: Mutex<Option<Error>>,
+}
+
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for Inner {}
+// SAFETY: as above; what changes has locks.
+unsafe impl Sync for Inner {}
+
+#[derive(Default)]
+struct Kernels {
+    modules: HashMap<Module, sys::CUmodule>,
+    functions: HashMap<(Module, &'static str), sys::CUfunction>,
+    /// Dynamic shared memory that a function was allowed to use, beyond what all may.
+    allowed: HashMap<usize, usize>,
+}
+
+/// Dynamic shared memory that needs no permission.
+const SHARED_BYTES_FREE: usize = 48 << 10;
+
+thread_local! {
+    // As with arenas: an argument would go through every function of every model and change none of their results. A scope
+    // is entered by whoever owns the device, and left again when it ends.
+    static CURRENT: RefCell<Option<CudaDevice>> = const { RefCell::new(None) };
+}
+
+impl CudaDevice {
+    /// Opens device `ordinal`.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        const OP: &str = "CudaDevice::open";
+        let count = probe().map_err(|absent: Absent| Error::Device { op: OP, detail: absent.to_string() })?;
+        if ordinal >= count {
+            let there = if count == 1 { "only cuda:0".to_owned() } else { format!("cuda:0 to cuda:{}", count - 1) };
+            return argument_error(OP, format!("there is no cuda:{ordinal}: this machine has {there}"));
+        }
+        let device = result::device::get(ordinal as i32).checked(OP)?;
+        // SAFETY: the device exists.
+        let raw = unsafe { result::primary_ctx::retain(device) }.checked(OP)?;
+        // SAFETY: just retained.
+        unsafe { result::ctx::set_current(raw) }.checked(OP)?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).checked(OP)?;
+        let context = Arc::new(Context::new(raw, stream));
+        let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).checked(OP);
+        let inner = Inner {
+            info: info(OP, ordinal, device)?,
+            pool: Mutex::new(Pool::new(Arc::clone(&context))),
+            context,
+            kernels: Mutex::default(),
+            staging: Staging::new(),
+            events: [event()?, event()?],
+            fault: Mutex::new(None),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &CudaInfo {
+        &self.inner.info
+    }
+
+    /// Runs `work` on this thread; tensors that it makes live on the device. Scopes nest.
+    pub fn scope<R>(&self, work: impl FnOnce() -> R) -> R {
+        let _entered = Entered::new(Some(self.clone()));
+        work()
+    }
+
+    /// Runs `work` on this thread; tensors that it makes live in host memory, whatever scope it is in.
+    pub fn outside<R>(work: impl FnOnce() -> R) -> R {
+        let _entered = Entered::new(None);
+        work()
+    }
+
+    /// The device whose scope this thread is in.
+    pub fn current() -> Option<Self> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
+    /// Runs `work`, waits for the device, and tells the nanoseconds that the device took from the first operation queued to
+    /// the end of the last, by events on its stream (a resolution of about half a microsecond).
+    pub fn timed<R>(&self, work: impl FnOnce() -> R) -> Result<(R, u64)> {
+        const OP: &str = "CudaDevice::timed";
+        let [start, end] = self.inner.events;
+        let record = |event| {
+            self.enter(OP)?;
+            // SAFETY: event and stream are of this context.
+            self.remember(unsafe { result::event::record(event, self.stream()) }.checked(OP))
+        };
+        record(start)?;
+        let made = work();
+        record(end)?;
+        self.synchronize()?;
+        // SAFETY: both were recorded, and the stream is idle.
+        let ms = self.remember(unsafe { result::event::elapsed(start, end) }.checked(OP))?;
+        Ok((made, (f64::from(ms) * 1e6).round() as u64))
+    }
+
+    /// Waits until all queued work is done; tells the first error since the device was opened.
+    pub fn synchronize(&self) -> Result<()> {
+        const OP: &str = "CudaDevice::synchronize";
+        self.enter(OP)?;
+        // SAFETY: the stream is of this context.
+        self.remember(unsafe { result::stream::synchronize(self.stream()) }.checked(OP))
+    }
+
+    /// Throws the context away, with everything that was in it, and opens the device again. Tensors and models of the old
+    /// handle refuse all work from then on; dropping them is all that is left to do with them.
+    pub fn reset(&self) -> Result<Self> {
+        const OP: &str = "CudaDevice::reset";
+        self.inner.context.die();
+        let device = result::device::get(self.inner.info.ordinal as i32).checked(OP)?;
+        // SAFETY: the handles of the old context are never used again: it is dead.
+        unsafe { sys::cuDevicePrimaryCtxReset_v2(device) }.result().checked(OP)?;
+        Self::open(self.inner.info.ordinal)
+    }
+
+    /// Makes room for tensors of `bytes` in all, so that none of them asks the driver for memory.
+    pub fn reserve(&self, bytes: usize) -> Result<()> {
+        self.pool().reserve("CudaDevice::reserve", bytes)
+    }
+
+    /// Bytes that the driver has free, and all that there are.
+    pub fn free_bytes(&self) -> Result<(u64, u64)> {
+        const OP: &str = "CudaDevice::free_bytes";
+        self.enter(OP)?;
+        result::mem_get_info().checked(OP).map(|(free, total)| (free as u64, total as u64))
+    }
+
+    /// Bytes of the tensors on the device.
+    pub fn live_bytes(&self) -> usize {
+        self.pool().bytes().live
+    }
+
+    /// The largest that [`CudaDevice::live_bytes`] has been, since the last [`CudaDevice::restart_peak`].
+    pub fn peak_bytes(&self) -> usize {
+        self.pool().bytes().peak
+    }
+
+    /// Bytes that were taken from the driver for tensors.
+    pub fn held_bytes(&self) -> usize {
+        self.pool().bytes().held
+    }
+
+    /// How often memory was asked of the driver.
+    pub fn growths(&self) -> usize {
+        self.pool().bytes().growths
+    }
+
+    /// Counts the peak from the present on.
+    pub fn restart_peak(&self) {
+        self.pool().restart_peak();
+    }
+
+    /// Overwrites with zeros what dropped tensors have left behind: done when a job ends.
+    pub fn scrub(&self) -> Result<()> {
+        self.enter("CudaDevice::scrub")?;
+        self.pool().scrub("CudaDevice::scrub")
+    }
+
+    /// Gives memory that no tensor is in back to the driver.
+    pub fn trim(&self) -> Result<()> {
+        self.enter("CudaDevice::trim")?;
+        self.pool().trim("CudaDevice::trim")
+    }
+
+    /// An f32 tensor that shows what its memory held before. For tests alone.
+    #[doc(hidden)]
+    pub fn uninitialised_for_tests(&self, shape: &[usize]) -> Result<Tensor> {
+        self.empty(shape, Dtype::F32)
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// A tensor with whatever its memory held before: the caller writes all of it.
+    pub(crate) fn empty(&self, shape: &[usize], dtype: Dtype) -> Result<Tensor> {
+        const OP: &str = "Tensor";
+        self.enter(OP)?;
+        let len: usize = shape.iter().product();
+        let buffer = self.buffer(OP, len * dtype.size_bytes())?;
+        Ok(Tensor::new(Storage::Cuda(CudaStorage { buffer, dtype, len }), shape))
+    }
+
+    /// `bytes` of device memory.
+    pub(crate) fn buffer(&self, op: &'static str, bytes: usize) -> Result<CudaBuffer> {
+        CudaBuffer::take(op, self, self.pool(), bytes)
+    }
+
+    /// A copy of `values` on the device.
+    pub(crate) fn upload<T: Zero>(&self, op: &'static str, values: &[T]) -> Result<CudaBuffer> {
+        let buffer = self.buffer(op, size_of_val(values))?;
+        buffer.write(op, 0, values)?;
+        Ok(buffer)
+    }
+
+    /// What `work` makes; or, for functions that cannot tell an error, a tensor without memory: the device remembers the
+    /// error and refuses all further work, so nobody reads what was not made.
+    pub(crate) fn or_poisoned(&self, shape: &[usize], dtype: Dtype, work: impl FnOnce() -> Result<Tensor>) -> Tensor {
+        work().unwrap_or_else(|error| {
+            self.fail(error);
+            let len: usize = shape.iter().product();
+            let buffer = CudaBuffer::absent(self, len * dtype.size_bytes());
+            Tensor::new(Storage::Cuda(CudaStorage { buffer, dtype, len }), shape)
+        })
+    }
+
+    /// A launch of kernel `name`.
+    pub(crate) fn kernel(&self, module: Module, name: &'static str) -> Result<Launch<'_>> {
+        self.enter(name)?;
+        let mut kernels = lock(&self.inner.kernels);
+        let function = match kernels.functions.get(&(module, name)) {
+            Some(function) => *function,
+            None => kernels.find(module, name)?,
+        };
+        Ok(Launch::new(self, name, function))
+    }
+
+    /// Lets a kernel use so much dynamic shared memory.
+    pub(super) fn allow_shared(&self, op: &'static str, function: sys::CUfunction, bytes: usize) -> Result<()> {
+        if bytes <= SHARED_BYTES_FREE {
+            return Ok(());
+        }
+        if bytes > self.info().shared_bytes_max {
+            let max = self.info().shared_bytes_max;
+            let detail = format!("needs {bytes} bytes of shared memory a block, this device has {max}");
+            return Err(Error::DeviceKernel { op, detail });
+        }
+        let mut kernels = lock(&self.inner.kernels);
+        let allowed = kernels.allowed.entry(function as usize).or_default();
+        if *allowed < bytes {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a loaded module.
+            unsafe { result::function::set_function_attribute(function, attribute, bytes as i32) }.checked(op)?;
+            *allowed = bytes;
+        }
+        Ok(())
+    }
+
+    /// Makes the device's context this thread's; an error when the device has failed.
+    pub(super) fn enter(&self, op: &'static str) -> Result<()> {
+        if let Some(fault) = &*lock(&self.inner.fault) {
+            return Err(fault.clone());
+        }
+        self.inner.context.enter(op)
+    }
+
+    /// Passes a result on; an error that spoils the device is kept.
+    pub(super) fn remember<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result
+            && error.spoils_device()
+        {
+            self.fail(error.clone());
+        }
+        result
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.inner.context.stream
+    }
+
+    pub(super) fn context(&self) -> &Arc<Context> {
+        &self.inner.context
+    }
+
+    pub(super) fn staging(&self) -> &Staging {
+        &self.inner.staging
+    }
+
+    /// Runs `work` with new buffers from another pool.
+    pub(super) fn with_pool<R>(&self, pool: Arc<Pool>, work: impl FnOnce() -> R) -> R {
+        struct Restore<'a>(&'a CudaDevice, Option<Arc<Pool>>);
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                if let Some(pool) = self.1.take() {
+                    *lock(&self.0.inner.pool) = pool;
+                }
+            }
+        }
+        let before = std::mem::replace(&mut *lock(&self.inner.pool), pool);
+        let _restore = Restore(self, Some(before));
+        work()
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&lock(&self.inner.pool))
+    }
+
+    fn fail(&self, error: Error) {
+        lock(&self.inner.fault).get_or_insert(error);
+    }
+}
+
+impl Kernels {
+    fn find(&mut self, module: Module, name: &'static str) -> Result<sys::CUfunction> {
+        let (group, image) = (module.group(), module.image());
+        if image.is_empty() {
+            let detail = format!("built without {group}.fatbin: run scripts/fatbins and build again");
+            return Err(Error::DeviceKernel { op: name, detail });
+        }
+        let loaded = match self.modules.get(&module) {
+            Some(loaded) => *loaded,
+            None => {
+                // SAFETY: the image is a whole fatbin.
+                let loaded = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|e| {
+                    let why = super::driver::describe(&e);
+                    Error::DeviceKernel { op: name, detail: format!("{group}.fatbin does not load: {why}") }
+                })?;
+                self.modules.insert(module, loaded);
+                loaded
+            }
+        };
+        let symbol = std::ffi::CString::new(name).unwrap_or_default();
+        // SAFETY: the module is loaded.
+        let function = unsafe { result::module::get_function(loaded, symbol) }.checked(name)?;
+        self.functions.insert((module, name), function);
+        Ok(function)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.context.enter("release of a device").is_err() {
+            return;
+        }
+        // SAFETY: all handles are of this context, and with the last handle of the device nobody uses them any more. What
+        // was queued may still use them.
+        unsafe {
+            let _ = result::stream::synchronize(self.context.stream);
+            self.events.iter().for_each(|event| drop(result::event::destroy(*event)));
+            lock(&self.kernels).modules.values().for_each(|module| drop(result::module::unload(*module)));
+        }
+    }
+}
+
+impl fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaDevice").field("ordinal", &self.inner.info.ordinal).finish_non_exhaustive()
+    }
+}
+
+/// While it lives, this thread's tensors are made on a device (or in host memory).
+struct Entered {
+    before: Option<CudaDevice>,
+    /// It puts back what this thread had.
+    stays_on_its_thread: PhantomData<*const ()>,
+}
+
+impl Entered {
+    fn new(device: Option<CudaDevice>) -> Self {
+        Self { before: CURRENT.replace(device), stays_on_its_thread: PhantomData }
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.set(self.before.take());
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change under these locks is a single one.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn info(op: &'static str, ordinal: usize, device: sys::CUdevice) -> Result<CudaInfo> {
+    use sys::CUdevice_attribute as Attribute;
+    // SAFETY: the device exists.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) }.checked(op);
+    Ok(CudaInfo {
+        ordinal,
+        name: result::device::get_name(device).checked(op)?,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+        shared_bytes_max: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        // SAFETY: as above.
+        memory_bytes: unsafe { result::device::total_mem(device) }.checked(op)? as u64,
+    })
+}

@@ -1,0 +1,6 @@
+//! The device's side of every operation, against the host's, on the stand-in driver.
+
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod device;
+mod support;
