@@ -4,8 +4,6 @@
 // graph capture, events, errors) without a GPU. It behaves as strictly as the driver: calls need a current context, wrong
 // handles, double frees and unknown kernels are errors, and an error inside a kernel spoils its device's context until that
 // is reset. Devices have memory and errors of their own, but their kernels run one after another.
-#include <sys/mman.h>
-
 #include <chrono>
 #include <cstdlib>
 #include <deque>

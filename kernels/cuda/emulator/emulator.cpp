@@ -1,6 +1,9 @@
 #include "emulator.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
+#include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -50,8 +53,8 @@ void* scheduler_sanitizer_stack = nullptr;
 const void* scheduler_bottom = nullptr;
 size_t scheduler_bytes = 0;
 #endif
-// Stacks are kept from launch to launch.
-std::vector<std::vector<unsigned char>> stacks;
+// The low ends of the fibers' stacks, kept from launch to launch.
+std::vector<unsigned char*> stacks;
 std::vector<std::pair<void*, size_t>>& shared_memory() {
   static std::vector<std::pair<void*, size_t>> all;
   return all;
@@ -82,7 +85,7 @@ void run_fiber() {
 void resume(size_t i) {
   self = &block->fibers[i];
 #if SANITIZED
-  __sanitizer_start_switch_fiber(&scheduler_sanitizer_stack, stacks[i].data(), kStackBytes);
+  __sanitizer_start_switch_fiber(&scheduler_sanitizer_stack, stacks[i], kStackBytes);
 #endif
   zoetrope_switch_stack(&scheduler_stack_pointer, self->stack_pointer);
 #if SANITIZED
@@ -90,12 +93,20 @@ void resume(size_t i) {
 #endif
 }
 
+// Below the stack lies a page that nobody may touch: a kernel that needs more ends the process instead of spoiling another.
+unsigned char* new_stack() {
+  constexpr size_t kGuardBytes = 4096;
+  void* low = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (low == MAP_FAILED || mprotect(low, kGuardBytes, PROT_NONE) != 0) throw std::bad_alloc();
+  return static_cast<unsigned char*>(low) + kGuardBytes;
+}
+
 void prepare(Fiber& fiber, size_t i) {
-  if (stacks.size() <= i) stacks.emplace_back(kStackBytes);
+  if (stacks.size() <= i) stacks.push_back(new_stack());
 #if SANITIZED
-  __asan_unpoison_memory_region(stacks[i].data(), kStackBytes);
+  __asan_unpoison_memory_region(stacks[i], kStackBytes);
 #endif
-  auto top = (reinterpret_cast<uintptr_t>(stacks[i].data()) + kStackBytes) & ~uintptr_t{15};
+  auto top = (reinterpret_cast<uintptr_t>(stacks[i]) + kStackBytes) & ~uintptr_t{15};
   void** slot = reinterpret_cast<void**>(top);
   *--slot = nullptr;
   *--slot = reinterpret_cast<void*>(run_fiber);
