@@ -116,17 +116,16 @@ impl Build<'_> {
 
     fn compile_one(&self, source: &Path) {
         let mut command = self.command(source);
-        let line = format!("{command:?}");
         run(&mut command);
-        fs::write(self.object(source).with_extension("command"), line).expect("OUT_DIR can be written");
+        fs::write(self.object(source).with_extension("command"), words(&command)).expect("OUT_DIR can be written");
     }
 
     /// Whether the object was made by the same command, from files that have not changed since.
     fn is_fresh(&self, source: &Path) -> bool {
         let object = self.object(source);
         let made = modified(&object);
-        let same =
-            fs::read_to_string(object.with_extension("command")).ok() == Some(format!("{:?}", self.command(source)));
+        let before = fs::read_to_string(object.with_extension("command"));
+        let same = before.is_ok_and(|before| before == words(&self.command(source)));
         let rule = fs::read_to_string(object.with_extension("d")).unwrap_or_default();
         let mut inputs = rule.split_whitespace().skip(1).filter(|word| *word != "\\");
         same && made.is_some() && inputs.all(|input| modified(Path::new(input)).is_some_and(|at| Some(at) < made))
@@ -138,6 +137,12 @@ impl Build<'_> {
         command.args(sources.iter().map(|source| self.object(source))).arg("-o").arg(self.folder.join(library));
         run(&mut command);
     }
+}
+
+/// The program and its arguments, one a line.
+fn words(command: &Command) -> String {
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join("\n")
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {
