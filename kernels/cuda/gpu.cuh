@@ -109,6 +109,16 @@ DEVICE float block_sum(float x, float* part) {
   return warp_sum(lane() < warps ? part[lane()] : 0.0f);
 }
 
+// The largest over a block, as `block_sum`, of values that are not negative.
+DEVICE float block_max(float x, float* part) {
+  x = warp_max(x);
+  __syncthreads();
+  if (lane() == 0) part[warp()] = x;
+  __syncthreads();
+  const int warps = blockDim.x / kWarp;
+  return warp_max(lane() < warps ? part[lane()] : 0.0f);
+}
+
 // Eight bf16 or four f32: what one thread moves at a time.
 template <class T>
 struct alignas(16) Pack {

@@ -85,6 +85,19 @@ DEVICE void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
 #endif
 }
 
+// Two values as e4m3 in the low half of a word, `low` in its lowest byte: rounded to nearest even, at most ±448. For devices
+// that multiply e4m3.
+DEVICE uint32_t e4m3_pair(float low, float high) {
+#if __CUDA_ARCH__ >= 890
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;\n" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  __trap();
+  return 0;
+#endif
+}
+
 #endif
 
 // From here on, what both worlds share.

@@ -221,5 +221,11 @@ void cp_async_wait() {
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+// Saturates, and makes zero of NaN, as the device does.
+inline int __float2int_rn(float x) {
+  if (x != x) return 0;
+  return static_cast<int>(std::clamp<double>(std::nearbyint(x), INT32_MIN, INT32_MAX));
+}
 using std::max;
 using std::min;

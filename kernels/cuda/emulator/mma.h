@@ -64,7 +64,23 @@ inline float f32_of_e4m3(uint8_t bits) {
   return bits & 0x80 ? -size : size;
 }
 
+inline uint8_t e4m3_of_f32(float x) {
+  const uint8_t sign = std::signbit(x) ? 0x80 : 0;
+  if (x != x) return sign | 0x7f;
+  const float size = std::min(std::fabs(x), 448.0f);
+  int exponent;
+  std::frexp(size, &exponent);
+  // Values from 2^-6 on have 3 bits of fraction below their first one, smaller ones are multiples of 2^-9.
+  const int step = std::max(exponent - 4, -9);
+  const int count = static_cast<int>(std::nearbyint(std::ldexp(size, -step)));
+  return sign | static_cast<uint8_t>(count + (step + 9) * 8);
+}
+
 }  // namespace emulator
+
+inline uint32_t e4m3_pair(float low, float high) {
+  return emulator::e4m3_of_f32(low) | static_cast<uint32_t>(emulator::e4m3_of_f32(high)) << 8;
+}
 
 inline void ldmatrix(uint32_t (&to)[1], const void* row) { emulator::load_matrices<1, false>(to, row); }
 inline void ldmatrix(uint32_t (&to)[2], const void* row) { emulator::load_matrices<2, false>(to, row); }
