@@ -346,18 +346,12 @@ impl CudaDevice {
 
 impl Kernels {
     fn find(&mut self, module: Module, name: &'static str) -> Result<sys::CUfunction> {
-        let (group, image) = (module.group(), module.image());
-        if image.is_empty() {
-            let detail = format!("built without {group}.fatbin: run scripts/fatbins and build again");
-            return Err(Error::DeviceKernel { op: name, detail });
-        }
         let loaded = match self.modules.get(&module) {
             Some(loaded) => *loaded,
             None => {
-                // SAFETY: the image is a whole fatbin.
-                let loaded = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|e| {
-                    let why = super::driver::describe(&e);
-                    Error::DeviceKernel { op: name, detail: format!("{group}.fatbin does not load: {why}") }
+                // SAFETY: the image is a whole fatbin, or a text that ends with a zero.
+                let loaded = unsafe { result::module::load_data(module.image().as_ptr().cast()) }.map_err(|e| {
+                    Error::DeviceKernel { op: name, detail: module.why_not_loaded(&super::driver::describe(&e)) }
                 })?;
                 self.modules.insert(module, loaded);
                 loaded

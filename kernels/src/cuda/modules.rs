@@ -33,8 +33,25 @@ impl Module {
         }
     }
 
-    /// Machine code for every architecture; empty when the program was built before `scripts/fatbins` had made it.
+    /// Machine code for every architecture; when the program was built without the present sources' fatbin, a text instead
+    /// that no driver takes.
     pub(super) fn image(self) -> &'static [u8] {
-        FATBINS.iter().find(|(group, _)| *group == self.group()).map_or(&[], |(_, image)| image)
+        FATBINS.iter().find(|(group, _)| *group == self.group()).map_or(NO_SOURCE, |(_, image)| image)
+    }
+
+    /// Why the driver did not take the image.
+    pub(super) fn why_not_loaded(self, drivers_words: &str) -> String {
+        let group = self.group();
+        if self.image().starts_with(FATBIN_MAGIC) {
+            format!("{group}.fatbin does not load: {drivers_words}")
+        } else {
+            format!("built without {group}.fatbin: run scripts/fatbins and build again")
+        }
     }
 }
+
+/// The image of a group that has no source file.
+const NO_SOURCE: &[u8] = b"scripts/fatbins has no source of this module\0";
+
+/// First bytes of every fatbin: 0xba55ed50.
+const FATBIN_MAGIC: &[u8] = &[0x50, 0xed, 0x55, 0xba];
