@@ -16,12 +16,9 @@ fn reports() -> Vec<(String, String, Value)> {
     let manifest: Value = serde_json::from_str(&text).expect("JSON");
     let mut reports = Vec::new();
     for group in manifest.as_object().expect("groups").values() {
-        for (kernel, report) in group["kernels"].as_object().expect("kernels") {
-            for (target, used) in report["targets"].as_object().expect("targets") {
-                let mut used = used.clone();
-                used["registers_at_most"] = report["registers_at_most"].clone();
-                reports.push((kernel.clone(), target.clone(), used));
-            }
+        for (kernel, targets) in group["kernels"].as_object().expect("kernels") {
+            let targets = targets.as_object().expect("targets");
+            reports.extend(targets.iter().map(|(target, used)| (kernel.clone(), target.clone(), used.clone())));
         }
     }
     reports
