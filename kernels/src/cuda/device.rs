@@ -12,7 +12,7 @@ use cudarc::driver::{result, sys};
 use super::buffer::CudaBuffer;
 use super::driver::Checked;
 use super::launch::Launch;
-use super::memory::{Context, Pool};
+use super::memory::{Context, Pool, Sizes};
 use super::modules::Module;
 use super::probe::{Absent, probe};
 use super::staging::Staging;
@@ -81,6 +81,16 @@ thread_local! {
 impl CudaDevice {
     /// Opens device `ordinal`.
     pub fn open(ordinal: usize) -> Result<Self> {
+        Self::open_with(ordinal, Sizes::Regions)
+    }
+
+    /// Opens device `ordinal` for a checker of memory (compute-sanitizer): every tensor is an allocation of its own, as long
+    /// as its values, so that an access beyond is seen. Slow, and it records no graphs.
+    pub fn open_exact(ordinal: usize) -> Result<Self> {
+        Self::open_with(ordinal, Sizes::Exact)
+    }
+
+    fn open_with(ordinal: usize, sizes: Sizes) -> Result<Self> {
         const OP: &str = "CudaDevice::open";
         let count = probe().map_err(|absent: Absent| Error::Device { op: OP, detail: absent.to_string() })?;
         if ordinal >= count {
@@ -97,7 +107,7 @@ impl CudaDevice {
         let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).checked(OP);
         let inner = Inner {
             info: info(OP, ordinal, device)?,
-            pool: Mutex::new(Pool::new(Arc::clone(&context))),
+            pool: Mutex::new(Pool::new(Arc::clone(&context), sizes)),
             context,
             kernels: Mutex::default(),
             staging: Staging::new(),
@@ -164,7 +174,7 @@ impl CudaDevice {
         let device = result::device::get(self.inner.info.ordinal as i32).checked(OP)?;
         // SAFETY: the handles of the old context are never used again: it is dead.
         unsafe { sys::cuDevicePrimaryCtxReset_v2(device) }.result().checked(OP)?;
-        Self::open(self.inner.info.ordinal)
+        Self::open_with(self.inner.info.ordinal, self.pool().sizes())
     }
 
     /// Makes room for tensors of `bytes` in all, so that none of them asks the driver for memory.

@@ -7,7 +7,7 @@ use cudarc::driver::{result, sys};
 
 use super::device::CudaDevice;
 use super::driver::Checked;
-use super::memory::Pool;
+use super::memory::{Pool, Sizes};
 use crate::error::Result;
 
 /// What [`CudaDevice::capture`] recorded. It owns the memory of everything that was made while recording.
@@ -29,7 +29,7 @@ impl CudaDevice {
     pub fn capture<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(R, CudaGraph)> {
         const OP: &str = "CudaDevice::capture";
         self.enter(OP)?;
-        let pool = Pool::new(Arc::clone(self.context()));
+        let pool = Pool::new(Arc::clone(self.context()), Sizes::Regions);
         // Relaxed: regions of the graph's own pool are allocated while it is recorded.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is this device's and records nothing yet: a nested capture is refused by the driver.

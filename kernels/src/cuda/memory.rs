@@ -57,7 +57,18 @@ impl Context {
 /// Memory that buffers share. Freed with the last of its handles.
 pub(super) struct Pool {
     context: Arc<Context>,
+    sizes: Sizes,
     state: Mutex<State>,
+}
+
+/// What a pool asks the driver for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sizes {
+    /// Large regions, kept for the buffers to come.
+    Regions,
+    /// For each buffer an allocation of its own, no longer than it, freed with it: a checker of memory (compute-sanitizer,
+    /// the address sanitizer) then sees what goes beyond. Slow, and not for recording graphs.
+    Exact,
 }
 
 #[derive(Default)]
@@ -83,18 +94,22 @@ pub(super) struct PoolBytes {
 }
 
 impl Pool {
-    pub(super) fn new(context: Arc<Context>) -> Arc<Self> {
-        Arc::new(Self { context, state: Mutex::default() })
+    pub(super) fn new(context: Arc<Context>, sizes: Sizes) -> Arc<Self> {
+        Arc::new(Self { context, sizes, state: Mutex::default() })
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        self.sizes
     }
 
     pub(super) fn take(&self, op: &'static str, bytes: usize) -> Result<sys::CUdeviceptr> {
         self.context.enter(op)?;
-        let bytes = rounded(bytes);
+        let bytes = self.rounded(bytes);
         let mut state = self.lock();
         let (region, offset) = match state.best_fit(bytes) {
-            Some(place) => place,
-            None => {
-                state.grow(op, bytes)?;
+            Some(place) if self.sizes == Sizes::Regions => place,
+            _ => {
+                state.grow(op, bytes, self.sizes)?;
                 state.best_fit(bytes).ok_or_else(|| no_memory(op, bytes, "a region was too small"))?
             }
         };
@@ -110,12 +125,19 @@ impl Pool {
 
     /// Frees what [`Pool::take`] gave for as many `bytes`.
     pub(super) fn give_back(&self, pointer: sys::CUdeviceptr, bytes: usize) {
-        let bytes = rounded(bytes);
+        let bytes = self.rounded(bytes);
         let mut state = self.lock();
         state.live_bytes -= bytes;
         let owner = state.regions.iter_mut().find(|r| (r.start..r.start + r.free.len() as u64).contains(&pointer));
         if let Some(region) = owner {
             region.free.give_back((pointer - region.start) as usize, bytes);
+        }
+        // SAFETY: the stream is the context's. What was queued may still use the buffer.
+        if self.sizes == Sizes::Exact
+            && self.context.enter("release of a tensor").is_ok()
+            && unsafe { result::stream::synchronize(self.context.stream) }.is_ok()
+        {
+            state.drop_unused();
         }
     }
 
@@ -124,7 +146,7 @@ impl Pool {
         self.context.enter(op)?;
         let mut state = self.lock();
         let largest = state.regions.iter().map(|region| region.free.largest()).max().unwrap_or(0);
-        if largest < bytes { state.grow(op, bytes) } else { Ok(()) }
+        if largest < bytes { state.grow(op, bytes, Sizes::Regions) } else { Ok(()) }
     }
 
     /// Overwrites all free memory that was ever used with zeros, so that nobody finds another's pixels in it.
@@ -162,6 +184,13 @@ impl Pool {
         state.peak_bytes = state.live_bytes;
     }
 
+    fn rounded(&self, bytes: usize) -> usize {
+        match self.sizes {
+            Sizes::Regions => bytes.max(1).next_multiple_of(ALIGNMENT),
+            Sizes::Exact => bytes.max(1),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic runs between a change of one field and the next.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -185,14 +214,16 @@ impl State {
     }
 
     /// Adds a region for at least `bytes`.
-    fn grow(&mut self, op: &'static str, bytes: usize) -> Result<()> {
-        let wanted = bytes.max(REGION_BYTES_MIN).next_multiple_of(REGION_MULTIPLE);
-        let exact = bytes.next_multiple_of(ALIGNMENT);
+    fn grow(&mut self, op: &'static str, bytes: usize, sizes: Sizes) -> Result<()> {
+        let wanted = match sizes {
+            Sizes::Regions => bytes.max(REGION_BYTES_MIN).next_multiple_of(REGION_MULTIPLE),
+            Sizes::Exact => bytes,
+        };
         // SAFETY: the context is this thread's.
         let allocate = |bytes: usize| unsafe { result::malloc_sync(bytes) }.map(|start| (start, bytes));
         let grown = allocate(wanted).or_else(|_| {
             self.drop_unused();
-            allocate(wanted).or_else(|_| allocate(exact))
+            allocate(wanted).or_else(|_| allocate(bytes))
         });
         let (start, len) = grown.map_err(|e| match super::driver::failed(op, e) {
             Error::DeviceMemory { .. } => no_memory(op, bytes, &free_words()),
@@ -224,8 +255,4 @@ fn free_words() -> String {
 
 fn no_memory(op: &'static str, bytes: usize, why: &str) -> Error {
     Error::DeviceMemory { op, detail: format!("no device memory for {} MiB: {why}", bytes.div_ceil(1 << 20)) }
-}
-
-fn rounded(bytes: usize) -> usize {
-    bytes.max(1).next_multiple_of(ALIGNMENT)
 }
