@@ -2,6 +2,7 @@
 //!
 //! The image is the fatbin that `scripts/fatbins` made from the present sources. Where there is none, or an older one, it is
 //! a text that no driver takes: the program builds all the same, and says what to do when it is asked to use the group.
+#![allow(clippy::print_stdout, reason = "it is how a build script talks to cargo")]
 
 mod sources;
 

@@ -132,12 +132,12 @@ impl Pool {
         if let Some(region) = owner {
             region.free.give_back((pointer - region.start) as usize, bytes);
         }
-        // SAFETY: the stream is the context's. What was queued may still use the buffer.
-        if self.sizes == Sizes::Exact
-            && self.context.enter("release of a tensor").is_ok()
-            && unsafe { result::stream::synchronize(self.context.stream) }.is_ok()
-        {
-            state.drop_unused();
+        if self.sizes == Sizes::Exact && self.context.enter("release of a tensor").is_ok() {
+            // SAFETY: the stream is the context's. What was queued may still use the buffer.
+            let idle = unsafe { result::stream::synchronize(self.context.stream) }.is_ok();
+            if idle {
+                state.drop_unused();
+            }
         }
     }
 
