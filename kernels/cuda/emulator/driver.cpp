@@ -11,7 +11,7 @@
 #include <mutex>
 #include <set>
 
-#include "emulator.h"
+#include "hopper.h"
 
 namespace {
 
@@ -40,6 +40,8 @@ struct Graph {
 };
 struct Device {
   std::map<Pointer, size_t> live;
+  // Compute capability, 10·major + minor; below 0 what the environment says.
+  int capability = -1;
   size_t used_bytes = 0, memory_bytes = 0;
   // An error that a kernel left behind; every later call in the context returns it.
   int sticky = kSuccess;
@@ -156,10 +158,13 @@ int cuDeviceTotalMem_v2(size_t* bytes, int device) {
   *bytes = devices()[device].memory_bytes;
   return kSuccess;
 }
-int cuDeviceGetAttribute(int* value, int attribute, int) {
+int cuDeviceGetAttribute(int* value, int attribute, int ordinal) {
+  std::lock_guard<std::mutex> locked(driver);
+  int capability = devices().at(ordinal).capability;
+  if (capability < 0) capability = static_cast<int>(10 * from_environment("ZOETROPE_STANDIN_MAJOR", 9));
   switch (attribute) {
-    case 75: *value = static_cast<int>(from_environment("ZOETROPE_STANDIN_MAJOR", 9)); break;
-    case 76: *value = 0; break;
+    case 75: *value = capability / 10; break;
+    case 76: *value = capability % 10; break;
     case 16: *value = 4; break;              // multiprocessors
     case 97: *value = 227 << 10; break;      // shared memory of a block, opted in
     case 38: *value = 1 << 20; break;        // L2
@@ -395,6 +400,30 @@ int cuGraphDestroy(void* graph) {
   return kSuccess;
 }
 
+// A map of rows of 2-byte values for copies of boxes in the 128-byte swizzle: what the kernels here use, and no more of what
+// the driver has. Its demands are the driver's.
+int cuTensorMapEncodeTiled(TensorMap* map, int dtype, unsigned rank, void* address, const uint64_t* sizes,
+                           const uint64_t* strides, const unsigned* box, const unsigned* element_strides, int interleave,
+                           int swizzle, int, int fill) {
+  constexpr int kBfloat16 = 9, kSwizzle128 = 3;
+  LOCKED;
+  if (dtype != kBfloat16 || rank != 2 || interleave != 0 || swizzle != kSwizzle128 || fill != 0) return kInvalidValue;
+  if (reinterpret_cast<uintptr_t>(map) % 64 != 0 || reinterpret_cast<uintptr_t>(address) % 16 != 0) return kInvalidValue;
+  if (strides[0] % 16 != 0 || strides[0] >= uint64_t{1} << 40 || strides[0] < sizes[0] * 2) return kInvalidValue;
+  for (int i = 0; i < 2; i++) {
+    if (sizes[i] == 0 || sizes[i] > uint64_t{1} << 32 || box[i] == 0 || box[i] > 256) return kInvalidValue;
+    if (element_strides[i] != 1) return kInvalidValue;
+  }
+  // A row of the box is at most as long as the swizzle.
+  if (box[0] * 2 > 128 || box[0] * 2 % 16 != 0) return kInvalidValue;
+  if (!is_ours(reinterpret_cast<Pointer>(address), (sizes[1] - 1) * strides[0] + sizes[0] * 2)) return kInvalidValue;
+  const emulator::EncodedMap encoded{emulator::EncodedMap::kMagic, static_cast<const unsigned char*>(address),
+                                     sizes[0], sizes[1], strides[0], box[0], box[1]};
+  std::memset(map, 0, sizeof *map);
+  std::memcpy(map, &encoded, sizeof encoded);
+  return kSuccess;
+}
+
 int cuGetErrorName(int result, const char** name) {
   switch (result) {
     case kSuccess: *name = "CUDA_SUCCESS"; break;
@@ -445,6 +474,11 @@ void zoetrope_standin_devices(int count) {
 void zoetrope_standin_memory(int device, size_t bytes) {
   std::lock_guard<std::mutex> locked(driver);
   devices().at(device).memory_bytes = bytes;
+}
+// Sets a device's compute capability, as 10·major + minor, for those who ask from now on.
+void zoetrope_standin_capability(int device, int capability) {
+  std::lock_guard<std::mutex> locked(driver);
+  devices().at(device).capability = capability;
 }
 // Makes a launch on the device fail with `error`, after `launches` good ones; the context is then spoilt until it is reset.
 void zoetrope_standin_fail(int device, int error, long launches) {

@@ -129,7 +129,39 @@ bool wake(Block& b) {
   if (std::all_of(b.fibers.begin(), b.fibers.end(), [](const Fiber& f) { return f.state == State::kAtBarrier; })) {
     release(b.fibers.begin(), b.fibers.end());
   }
+  for (auto fiber = b.fibers.begin(); fiber != b.fibers.end(); ++fiber) {
+    if (fiber->state == State::kWaiting && fiber->until()) release(fiber, fiber + 1);
+  }
   return woken;
+}
+
+// Lets a copy engine do one of its pieces of work, at random; false when there is none. Threads that can run mostly go
+// first, so that data tends to be late: a kernel that does not wait for it reads what was there before.
+bool land(Block& b, bool threads_ran) {
+  if (b.in_flight.empty()) return false;
+  if (threads_ran && b.order() % 4 != 0) return true;
+  const size_t which = b.order() % b.in_flight.size();
+  const auto work = std::move(b.in_flight[which]);
+  b.in_flight.erase(b.in_flight.begin() + static_cast<long>(which));
+  work();
+  return true;
+}
+
+// What the threads wait for that will never come.
+std::string description_of_deadlock(const Block& b) {
+  const auto in = [&](State state) {
+    return std::count_if(b.fibers.begin(), b.fibers.end(), [state](const Fiber& f) { return f.state == state; });
+  };
+  std::string text = "barrier divergence: of " + std::to_string(b.fibers.size()) + " threads " +
+                     std::to_string(in(State::kAtBarrier)) + " wait for their block, " +
+                     std::to_string(in(State::kAtWarpBarrier)) + " for their warp, " + std::to_string(in(State::kDone)) +
+                     " have ended";
+  std::map<std::string, int> others;
+  for (const Fiber& f : b.fibers) {
+    if (f.state == State::kWaiting) others[f.waits_for]++;
+  }
+  for (const auto& [what, count] : others) text += ", " + std::to_string(count) + " wait for " + what;
+  return text;
 }
 
 bool run_block(Block& b, std::string* error) {
@@ -147,15 +179,19 @@ bool run_block(Block& b, std::string* error) {
         return false;
       }
     }
-    const auto in = [&](State state) {
-      return std::count_if(b.fibers.begin(), b.fibers.end(), [state](const Fiber& f) { return f.state == state; });
-    };
-    if (in(State::kDone) == static_cast<long>(b.fibers.size())) return true;
-    if (!wake(b) && !ran) {
-      *error = "barrier divergence: of " + std::to_string(b.fibers.size()) + " threads " +
-               std::to_string(in(State::kAtBarrier)) + " wait for their block, " +
-               std::to_string(in(State::kAtWarpBarrier)) + " for their warp, " + std::to_string(in(State::kDone)) +
-               " have ended";
+    const auto has_ended = [](const Fiber& f) { return f.state == State::kDone; };
+    if (std::all_of(b.fibers.begin(), b.fibers.end(), has_ended)) {
+      if (b.in_flight.empty()) return true;
+      *error = "the block ended while copies into its shared memory were under way";
+      return false;
+    }
+    const bool landed = land(b, ran);
+    if (!b.error.empty()) {
+      *error = b.error;
+      return false;
+    }
+    if (!wake(b) && !ran && !landed) {
+      *error = description_of_deadlock(b);
       return false;
     }
   }
@@ -166,6 +202,14 @@ bool run_block(Block& b, std::string* error) {
 void wait_as(State state) {
   self->state = state;
   leave(false);
+}
+
+void wait_until(const char* what, std::function<bool()> until) {
+  if (until()) return;
+  self->until = std::move(until);
+  self->waits_for = what;
+  wait_as(State::kWaiting);
+  self->until = nullptr;
 }
 
 void fail(const std::string& why) {
@@ -209,6 +253,7 @@ bool launch(dim3 grid, dim3 threads, size_t shared_bytes, unsigned seed, const s
         b.grid = grid;
         b.body = &body;
         b.dynamic_shared = shared;
+        b.dynamic_shared_bytes = shared_bytes;
         b.order.seed(seed * 7919 + x * 31 + y * 17 + z);
         std::memset(shared, 0xff, shared_bytes);
         for (auto& [memory, bytes] : shared_memory()) std::memset(memory, 0xff, bytes);

@@ -2,8 +2,8 @@
 //
 // Threads of a block run in a shuffled order between barriers, so that a missing barrier shows as a wrong result under
 // some seed. Shared memory starts as NaN. Asynchronous copies happen when they are waited for, not earlier. Divergent
-// barriers end the launch with an error. What it does not model: concurrency of blocks (they run one after another), the
-// memory model's finer points, and time.
+// barriers end the launch with an error, and so does a block in which everyone waits for what nobody will do. What it does
+// not model: concurrency of blocks (they run one after another), the memory model's finer points, and time.
 #pragma once
 
 #include <algorithm>
@@ -14,10 +14,12 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <random>
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <typeindex>
 #include <utility>
 #include <vector>
 
@@ -69,7 +71,7 @@ inline float __uint_as_float(uint32_t bits) {
 
 namespace emulator {
 
-enum class State { kReady, kAtBarrier, kAtWarpBarrier, kAtNamedBarrier, kDone };
+enum class State { kReady, kAtBarrier, kAtWarpBarrier, kWaiting, kDone };
 
 struct Copy {
   void* to;
@@ -83,7 +85,9 @@ struct Fiber {
   dim3 index;
   int linear = 0;
   State state = State::kReady;
-  int named_barrier = 0, named_count = 0;
+  // Of a thread that waits: whether what it waits for has happened, and what that is.
+  std::function<bool()> until;
+  const char* waits_for = "";
   std::vector<Copy> copies;
   int group = 0;
 };
@@ -98,7 +102,12 @@ struct Block {
   std::vector<Slot> slots;
   dim3 index, size, grid;
   unsigned char* dynamic_shared = nullptr;
+  size_t dynamic_shared_bytes = 0;
   const std::function<void()>* body = nullptr;
+  // What copy engines have still to do. The scheduler does these one by one, at random and rather late.
+  std::vector<std::function<void()>> in_flight;
+  // What the twins of an instruction family keep for the length of a block, one of each type.
+  std::map<std::type_index, std::shared_ptr<void>> states;
   std::mt19937 order;
   std::string error;
 };
@@ -108,6 +117,15 @@ extern Fiber* self;
 
 // Leaves the running fiber until the scheduler wakes it.
 void wait_as(State state);
+// Leaves the running fiber until `until` holds. Nobody who could make it hold is an error of the launch, which names `what`.
+void wait_until(const char* what, std::function<bool()> until);
+// The running block's T.
+template <class T>
+T& of_block() {
+  auto& state = block->states[typeid(T)];
+  if (state == nullptr) state = std::make_shared<T>();
+  return *static_cast<T*>(state.get());
+}
 // Ends the launch with an error; does not return to the kernel.
 [[noreturn]] void fail(const std::string& why);
 // Static shared memory, filled with NaN before each block.
@@ -218,6 +236,7 @@ void cp_async_wait() {
                copies.end());
 }
 
+inline float exp2_fast(float x) { return std::exp2(x); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }

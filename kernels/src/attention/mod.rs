@@ -3,11 +3,15 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod cpu;
+mod cuda;
 mod reference;
 
+use crate::cuda::device_of;
 use crate::error::{Result, argument_error, dtype_error, shape_error};
 use crate::simd::Isa;
 use crate::tensor::{Dtype, Tensor};
+
+const OP: &str = "attention";
 
 /// Sizes of one attention call.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +40,10 @@ pub fn attention(
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     let shape = check(q, k, v, heads, scale, key_len, bias)?;
+    let operands: Vec<&Tensor> = [q, k, v].into_iter().chain(bias).collect();
+    if let Some(device) = device_of(OP, &operands)? {
+        return cuda::attention(&device, q, k, v, shape, bias);
+    }
     let bias = bias.map(Tensor::f32_values);
     if let Some(isa) = Isa::current() {
         if q.dtype() == Dtype::Bf16 && shape.head_dim % 2 == 1 {
@@ -59,7 +67,6 @@ fn check(
     key_len: Option<usize>,
     bias: Option<&Tensor>,
 ) -> Result<AttentionShape> {
-    const OP: &str = "attention";
     let (&[queries, width], &[keys, key_width]) = (q.shape(), k.shape()) else {
         return shape_error(OP, format!("q {:?} and k {:?} must be [tokens, heads·head_dim]", q.shape(), k.shape()));
     };

@@ -15,6 +15,7 @@ mod memory;
 mod modules;
 mod probe;
 mod staging;
+mod tensor_map;
 
 pub(crate) use buffer::CudaBuffer;
 pub use device::{CudaDevice, CudaInfo};
@@ -22,6 +23,7 @@ pub use graph::CudaGraph;
 pub(crate) use launch::Launch;
 pub(crate) use modules::Module;
 pub use probe::{Absent, probe};
+pub(crate) use tensor_map::TensorMap;
 
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;

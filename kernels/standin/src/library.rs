@@ -77,6 +77,14 @@ impl Standin {
         unsafe { self.function::<unsafe extern "C" fn(c_int, usize)>("memory")(device as c_int, bytes) }
     }
 
+    /// Sets a device's compute capability, for who opens it from now on.
+    pub fn capability(&self, device: usize, (major, minor): (u32, u32)) {
+        // SAFETY: the signature is the one in driver.cpp.
+        let set = unsafe { self.function::<unsafe extern "C" fn(c_int, c_int)>("capability") };
+        // SAFETY: as above.
+        unsafe { set(device as c_int, (10 * major + minor) as c_int) }
+    }
+
     /// Makes a launch on the device fail with the driver's error number after `launches` good ones. Its context is spoilt
     /// until it is reset, as after a fault of a real kernel.
     pub fn fail_after(&self, device: usize, error: i32, launches: u64) {
