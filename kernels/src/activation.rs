@@ -17,7 +17,6 @@ pub enum Activation {
 
 impl Activation {
     /// How CUDA kernels name the function: its code in `cuda/activation.cuh`, and the slope of a leaky ReLU.
-    #[allow(dead_code, reason = "its callers are the launches of device kernels")]
     pub(crate) fn device_code(self) -> (i32, f32) {
         match self {
             Activation::None => (0, 0.0),

@@ -1,16 +1,16 @@
 //! Two-dimensional convolution of pictures.
 
-use super::{ConvCall, ConvKernel, Padding, check_residual, check_stride, run};
+use super::cuda::{DeviceCall, Frames};
+use super::{ConvCall, Geometry, PackedKernel, Padding, check_on_host, check_residual, check_stride, run_on_host};
 use crate::activation::Activation;
 use crate::error::{Result, shape_error};
-use crate::gemm::padded_vector;
-use crate::linear::bias_values;
 use crate::tensor::{Dtype, Tensor};
 
-/// Weight and bias of a 2-D convolution, packed once at load time; its dtype is that of the multiplications.
+/// Weight and bias of a 2-D convolution, packed once at load time; its dtype is that of the multiplications. It lives and
+/// runs where the weight was.
 #[derive(Debug, Clone)]
 pub struct PackedConv2d {
-    pub(crate) kernel: ConvKernel,
+    pub(crate) kernel: PackedKernel,
 }
 
 impl PackedConv2d {
@@ -24,10 +24,11 @@ impl PackedConv2d {
             return shape_error(OP, format!("weight {:?} is empty", weight.shape()));
         }
         check_stride(OP, stride)?;
-        let bias = bias_values(OP, bias, cout)?.map(padded_vector);
-        let values = weight.f32_values();
+        let host = weight.to_host()?;
+        let values = host.f32_values();
         let at = |o: usize, c: usize, [_, y, x]: [usize; 3]| values[((o * cin + c) * kh + y) * kw + x];
-        Ok(Self { kernel: ConvKernel::pack([cout, cin], [1, kh, kw], bias, stride, padding, dtype, at) })
+        let geometry = Geometry { taps: [1, kh, kw], cin, cout, stride, padding };
+        Ok(Self { kernel: PackedKernel::pack(OP, weight, bias, geometry, dtype, at)? })
     }
 }
 
@@ -36,25 +37,30 @@ impl PackedConv2d {
 /// `residual` has the shape of the result and is added before the activation.
 pub fn conv2d(x: &Tensor, weight: &PackedConv2d, activation: Activation, residual: Option<&Tensor>) -> Result<Tensor> {
     const OP: &str = "conv2d";
-    let kernel = &weight.kernel;
+    let geometry = weight.kernel.geometry();
     let (frames, h, w) = match *x.shape() {
-        [h, w, c] if c == kernel.cin && !x.is_empty() => (1, h, w),
-        [f, h, w, c] if c == kernel.cin && !x.is_empty() => (f, h, w),
-        _ => return shape_error(OP, format!("x is {:?}, needs [(f,) h, w, {}]", x.shape(), kernel.cin)),
+        [h, w, c] if c == geometry.cin && !x.is_empty() => (1, h, w),
+        [f, h, w, c] if c == geometry.cin && !x.is_empty() => (f, h, w),
+        _ => return shape_error(OP, format!("x is {:?}, needs [(f,) h, w, {}]", x.shape(), geometry.cin)),
     };
-    let (out_h, out_w) = kernel.output_size(OP, h, w)?;
+    let (out_h, out_w) = geometry.output_size(OP, h, w)?;
     let mut shape = x.shape().to_vec();
     let rank = shape.len();
-    shape[rank - 3..].copy_from_slice(&[out_h, out_w, kernel.cout()]);
+    shape[rank - 3..].copy_from_slice(&[out_h, out_w, geometry.cout]);
     check_residual(OP, residual, &shape)?;
-    let call = ConvCall {
-        kernel,
-        source: [h, w],
-        output: [out_h, out_w],
-        frames: (0..frames).map(|f| vec![Some(f)]).collect(),
-        activation,
-    };
-    Ok(run(&call, x, residual, &shape))
+    let (source, output) = ([h, w], [out_h, out_w]);
+    match &weight.kernel {
+        PackedKernel::Host(kernel) => {
+            check_on_host(OP, &[Some(x), residual])?;
+            let frames = (0..frames).map(|f| vec![Some(f)]).collect();
+            let call = ConvCall { kernel, source, output, frames, activation };
+            Ok(run_on_host(&call, x, residual, &shape))
+        }
+        PackedKernel::Cuda(kernel) => {
+            let call = DeviceCall { x, source, output, frames: Frames::each(frames), residual, activation };
+            kernel.run(OP, &call, &shape)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,18 @@
 //! Convolution of clips that looks only backwards in time (Wan's VAE).
 
-use super::{ConvCall, ConvKernel, Padding, check_residual, check_stride, run};
+use super::cuda::{DeviceCall, Frames};
+use super::{ConvCall, Geometry, PackedKernel, Padding, check_on_host, check_residual, check_stride, run_on_host};
 use crate::activation::Activation;
 use crate::error::{Result, argument_error, shape_error};
-use crate::gemm::padded_vector;
-use crate::linear::bias_values;
 use crate::tensor::{Dtype, Tensor};
 
-/// Weight and bias of a causal 3-D convolution, packed once at load time.
+/// Weight and bias of a causal 3-D convolution, packed once at load time. It lives and runs where the weight was.
 ///
 /// Leading taps in time that are all zero are dropped when packing: a model that was trained frame by frame and exported
 /// as 3-D runs at the cost of 2-D.
 #[derive(Debug, Clone)]
 pub struct CausalConv3d {
-    kernel: ConvKernel,
+    kernel: PackedKernel,
     /// Taps in time as given; the kernel may hold fewer.
     temporal_taps: usize,
     temporal_stride: usize,
@@ -38,13 +37,13 @@ impl CausalConv3d {
         }
         check_stride(OP, stride)?;
         check_stride(OP, temporal_stride)?;
-        let bias = bias_values(OP, bias, cout)?.map(padded_vector);
-        let values = weight.f32_values();
+        let host = weight.to_host()?;
+        let values = host.f32_values();
         let dropped = leading_zero_taps(&values, kt, kh * kw);
         let at =
             |o: usize, c: usize, [t, y, x]: [usize; 3]| values[(((o * cin + c) * kt + dropped + t) * kh + y) * kw + x];
-        let taps = [kt - dropped, kh, kw];
-        let kernel = ConvKernel::pack([cout, cin], taps, bias, stride, padding, dtype, at);
+        let geometry = Geometry { taps: [kt - dropped, kh, kw], cin, cout, stride, padding };
+        let kernel = PackedKernel::pack(OP, weight, bias, geometry, dtype, at)?;
         Ok(Self { kernel, temporal_taps: kt, temporal_stride })
     }
 
@@ -55,7 +54,7 @@ impl CausalConv3d {
 
     /// True when only the newest frame counts, so each frame is an independent picture.
     pub fn is_per_frame(&self) -> bool {
-        self.kernel.taps[0] == 1
+        self.kernel.geometry().taps[0] == 1
     }
 }
 
@@ -81,22 +80,34 @@ pub fn causal_conv3d(
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     const OP: &str = "causal_conv3d";
-    let kernel = &weight.kernel;
+    let geometry = weight.kernel.geometry();
     let [f, h, w] = match *x.shape() {
-        [f, h, w, c] if c == kernel.cin && !x.is_empty() => [f, h, w],
-        _ => return shape_error(OP, format!("x is {:?}, needs [f, h, w, {}]", x.shape(), kernel.cin)),
+        [f, h, w, c] if c == geometry.cin && !x.is_empty() => [f, h, w],
+        _ => return shape_error(OP, format!("x is {:?}, needs [f, h, w, {}]", x.shape(), geometry.cin)),
     };
     let cached = check_cache(x, cache, weight)?;
-    let (out_h, out_w) = kernel.output_size(OP, h, w)?;
-    let frames = source_frames(weight, cached, f)?;
-    let shape = [frames.len(), out_h, out_w, kernel.cout()];
+    let (out_h, out_w) = geometry.output_size(OP, h, w)?;
+    let timing = Timing::new(weight, cached, f)?;
+    let shape = [timing.frames, out_h, out_w, geometry.cout];
     check_residual(OP, residual, &shape)?;
-    let call = ConvCall { kernel, source: [h, w], output: [out_h, out_w], frames, activation };
-    let joined = match cache {
-        Some(cache) if !weight.is_per_frame() && cached > 0 => &Tensor::concat_outer(&[cache, x])?,
-        _ => x,
-    };
-    Ok(run(&call, joined, residual, &shape))
+    let (source, output) = ([h, w], [out_h, out_w]);
+    match &weight.kernel {
+        PackedKernel::Host(kernel) => {
+            check_on_host(OP, &[Some(x), cache, residual])?;
+            let joined = match cache {
+                Some(cache) if !weight.is_per_frame() && cached > 0 => &Tensor::concat_outer(&[cache, x])?,
+                _ => x,
+            };
+            let frames = timing.source_frames(geometry.taps[0], if weight.is_per_frame() { cached } else { 0 });
+            let call = ConvCall { kernel, source, output, frames, activation };
+            Ok(run_on_host(&call, joined, residual, &shape))
+        }
+        PackedKernel::Cuda(kernel) => {
+            let frames = Frames { cache, count: timing.frames, first: timing.first, stride: timing.stride };
+            let call = DeviceCall { x, source, output, frames, residual, activation };
+            kernel.run(OP, &call, &shape)
+        }
+    }
 }
 
 fn check_cache(x: &Tensor, cache: Option<&Tensor>, weight: &CausalConv3d) -> Result<usize> {
@@ -112,20 +123,33 @@ fn check_cache(x: &Tensor, cache: Option<&Tensor>, weight: &CausalConv3d) -> Res
     Ok(cached)
 }
 
-/// Per output frame, the input frames under the kernel's taps. A per-frame kernel never reads the cache, so its indices
-/// count from x alone; others count from cache ++ x.
-fn source_frames(weight: &CausalConv3d, cached: usize, f: usize) -> Result<Vec<Vec<Option<usize>>>> {
-    let (kt, stride) = (weight.temporal_taps, weight.temporal_stride);
-    let filled = if stride == 1 { kt - 1 - cached } else { 0 };
-    let total = filled + cached + f;
-    if f == 0 || total < kt {
-        let seen = cached + f;
-        return shape_error("causal_conv3d", format!("{seen} frames are fewer than the {kt} taps in time"));
+/// Which frames of cache ++ x the output frames read: tap t (of those packed) of frame o reads o·stride + first + t, where
+/// frames below 0 are zeros.
+struct Timing {
+    frames: usize,
+    first: isize,
+    stride: usize,
+}
+
+impl Timing {
+    fn new(weight: &CausalConv3d, cached: usize, f: usize) -> Result<Self> {
+        let (kt, stride) = (weight.temporal_taps, weight.temporal_stride);
+        let filled = if stride == 1 { kt - 1 - cached } else { 0 };
+        let total = filled + cached + f;
+        if f == 0 || total < kt {
+            let seen = cached + f;
+            return shape_error("causal_conv3d", format!("{seen} frames are fewer than the {kt} taps in time"));
+        }
+        let skipped = kt - weight.kernel.geometry().taps[0];
+        Ok(Self { frames: (total - kt) / stride + 1, first: skipped as isize - filled as isize, stride })
     }
-    let skipped = kt - weight.kernel.taps[0];
-    let before = if weight.is_per_frame() { filled + cached } else { filled };
-    let source = |frame: usize| frame.checked_sub(before);
-    Ok((0..=(total - kt) / stride).map(|o| (o * stride + skipped..o * stride + kt).map(source).collect()).collect())
+
+    /// Per output frame, the input frames under the kernel's taps, counted without the `before` first ones: a per-frame
+    /// kernel never reads the cache, so it gets x alone.
+    fn source_frames(&self, taps: usize, before: usize) -> Vec<Vec<Option<usize>>> {
+        let source = |frame: usize| frame.checked_add_signed(self.first)?.checked_sub(before);
+        (0..self.frames).map(|o| (o * self.stride..o * self.stride + taps).map(source).collect()).collect()
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 
 use half::bf16;
 
-use super::{ConvCall, ConvKernel};
+use super::{ConvCall, Geometry};
 use crate::buffer::Buffer;
 use crate::elementwise::{load_up_to, store_up_to};
 use crate::gemm::{Finish, Left, Rows, Segment, Tiles, linear_product};
@@ -98,10 +98,11 @@ pub(super) fn conv_into<T: Element>(
 /// A 1×1 kernel over frames in order is a linear layer over pixels.
 fn is_pointwise(call: &ConvCall<'_>) -> bool {
     let kernel = call.kernel;
-    kernel.taps == [1, 1, 1]
-        && kernel.stride == 1
+    let geometry = &kernel.geometry;
+    geometry.taps == [1, 1, 1]
+        && geometry.stride == 1
         && call.source == call.output
-        && kernel.cin == kernel.cin_padded
+        && geometry.cin == kernel.cin_padded
         && call.frames.iter().enumerate().all(|(o, sources)| sources[..] == [Some(o)])
 }
 
@@ -118,6 +119,7 @@ fn run_strips<W: Element, T: Element>(
     placement: Placement,
 ) {
     let kernel = call.kernel;
+    let Geometry { taps: [_, _, kw], stride, .. } = kernel.geometry;
     let strips = Strips::new(call, W::DTYPE);
     let (out, residual) = (Shared::from_pointer(out), residual.map(Shared::new_const));
     let operations = call.frames.len() * call.output[0] * call.output[1] * kernel.matrix.k() * kernel.cout() / 16;
@@ -130,14 +132,14 @@ fn run_strips<W: Element, T: Element>(
         let words = padded.as_ptr().cast::<u32>();
         let segments = strips.segments(&sources, pixel_words);
         for y in rows.clone() {
-            let first = (y - rows.start) * kernel.stride * strips.padded_width * pixel_words;
+            let first = (y - rows.start) * stride * strips.padded_width * pixel_words;
             let at = frame * placement.frame + y * placement.row;
             isa.run(Rows {
                 left: Left {
                     words: words.wrapping_add(first),
-                    row_stride: kernel.stride * pixel_words,
+                    row_stride: stride * pixel_words,
                     segments: &segments,
-                    steps: kernel.taps[2] * pixel_words,
+                    steps: kw * pixel_words,
                 },
                 rows: call.output[1],
                 right: &kernel.matrix,
@@ -170,7 +172,8 @@ struct Strips<'a> {
 
 impl<'a> Strips<'a> {
     fn new(call: &'a ConvCall<'a>, dtype: Dtype) -> Self {
-        let ConvKernel { taps: [kt, kh, _], cin_padded, stride, padding, .. } = *call.kernel;
+        let Geometry { taps: [kt, kh, _], stride, padding, .. } = call.kernel.geometry;
+        let cin_padded = call.kernel.cin_padded;
         let padded_width = call.source[1] + padding.left + padding.right;
         let row_bytes = kt * padded_width * cin_padded * dtype.size_bytes();
         let rows_that_fit = (STRIP_BYTES / row_bytes).saturating_sub(kh) / stride;
@@ -192,7 +195,7 @@ impl<'a> Strips<'a> {
 
     /// One segment per source frame and row of taps.
     fn segments(&self, sources: &[(usize, usize)], pixel_words: usize) -> Vec<Segment> {
-        let [_, kh, kw] = self.call.kernel.taps;
+        let [_, kh, kw] = self.call.kernel.geometry.taps;
         let of_source = |(i, &(t, _)): (usize, &(usize, usize))| {
             (0..kh).map(move |ky| Segment {
                 a: (i * self.padded_rows + ky) * self.padded_width * pixel_words,
@@ -219,7 +222,8 @@ impl<'a> Strips<'a> {
         sources: &[(usize, usize)],
         first: usize,
     ) -> Buffer<W> {
-        let ConvKernel { cin, cin_padded, padding, stride, .. } = *self.call.kernel;
+        let Geometry { cin, padding, stride, .. } = self.call.kernel.geometry;
+        let cin_padded = self.call.kernel.cin_padded;
         let [h, w] = self.call.source;
         let row = self.padded_width * cin_padded;
         let mut out = Buffer::with_capacity(sources.len() * self.padded_rows * row);

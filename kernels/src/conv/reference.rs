@@ -1,7 +1,7 @@
 //! Plain convolutions: a loop per output value, f64 sums.
 
-use super::transpose::PackedConvTranspose2d;
-use super::{ConvCall, ConvKernel};
+use super::transpose::HostPhases;
+use super::{ConvCall, ConvKernel, Geometry};
 use crate::activation::Activation;
 
 /// input [frames, h, w, cin] → [call.frames.len(), h', w', cout]; residual has the shape of the result.
@@ -37,15 +37,15 @@ fn plane(
     taps: &[f32],
     [t, y, x]: [usize; 3],
 ) -> f64 {
-    let [_, kh, kw] = kernel.taps;
+    let Geometry { taps: [_, kh, kw], cin, stride, padding, .. } = kernel.geometry;
     let mut sum = 0.0;
     for ky in 0..kh {
         for kx in 0..kw {
-            let row = (y * kernel.stride + ky).wrapping_sub(kernel.padding.top);
-            let col = (x * kernel.stride + kx).wrapping_sub(kernel.padding.left);
+            let row = (y * stride + ky).wrapping_sub(padding.top);
+            let col = (x * stride + kx).wrapping_sub(padding.left);
             if row < h && col < w {
-                let pixel = &input[((frame * h + row) * w + col) * kernel.cin..][..kernel.cin];
-                let weights = &taps[((t * kh + ky) * kw + kx) * kernel.cin_padded..][..kernel.cin];
+                let pixel = &input[((frame * h + row) * w + col) * cin..][..cin];
+                let weights = &taps[((t * kh + ky) * kw + kx) * kernel.cin_padded..][..cin];
                 sum += crate::linear::dot(pixel, weights);
             }
         }
@@ -58,10 +58,10 @@ pub(super) fn conv_transpose2d(
     input: &[f32],
     h: usize,
     w: usize,
-    weight: &PackedConvTranspose2d,
+    weight: &HostPhases,
     activation: Activation,
 ) -> Vec<f32> {
-    let (cin, cout) = (weight.weight.shape()[0], weight.cout());
+    let (cin, cout) = (weight.weight.shape()[0], weight.weight.shape()[1]);
     let values = weight.weight.f32_values();
     let mut sums = vec![0f64; 4 * h * w * cout];
     for (i, pixel) in input.chunks_exact(cin).enumerate() {

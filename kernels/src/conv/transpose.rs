@@ -4,9 +4,11 @@
 use half::bf16;
 
 use super::cpu::{self, Placement};
-use super::{ConvCall, ConvKernel, Padding, reference};
+use super::cuda::{DeviceCall, DeviceKernel, Frames};
+use super::{ConvCall, ConvKernel, Geometry, Padding, check_on_host, reference};
 use crate::activation::Activation;
 use crate::buffer::Buffer;
+use crate::cuda::{CudaDevice, device_of};
 use crate::error::{Result, shape_error};
 use crate::gemm::padded_vector;
 use crate::linear::bias_values;
@@ -15,12 +17,27 @@ use crate::resample::with_size;
 use crate::simd::{Element, Isa};
 use crate::tensor::{Dtype, Tensor};
 
-/// Weight and bias of a transposed convolution with kernel 4×4, stride 2 and padding 1.
+/// Weight and bias of a transposed convolution with kernel 4×4, stride 2 and padding 1. It lives and runs where the weight
+/// was.
 ///
 /// Packed as the plain convolutions that make the interleaved *phases* of the result: an output row of one parity reads two
 /// input rows, and the same holds for columns.
 #[derive(Debug, Clone)]
 pub struct PackedConvTranspose2d {
+    cin: usize,
+    cout: usize,
+    phases: Phases,
+}
+
+#[derive(Debug, Clone)]
+enum Phases {
+    Host(HostPhases),
+    Cuda(DeviceKernel),
+}
+
+/// The phases in host memory.
+#[derive(Debug, Clone)]
+pub(super) struct HostPhases {
     /// [cin, cout, 4, 4] in the dtype of the multiplications.
     pub(super) weight: Tensor,
     pub(super) bias: Option<Buffer<f32>>,
@@ -40,28 +57,39 @@ impl PackedConvTranspose2d {
     /// Packs `weight` [cin, cout, 4, 4] (torch's layout) and `bias` `[cout]`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, dtype: Dtype) -> Result<Self> {
         const OP: &str = "PackedConvTranspose2d::new";
-        let &[_, cout, 4, 4] = weight.shape() else {
+        let &[cin, cout, 4, 4] = weight.shape() else {
             return shape_error(OP, format!("weight is {:?}, needs [cin, cout, 4, 4]", weight.shape()));
         };
         if weight.is_empty() {
             return shape_error(OP, format!("weight {:?} is empty", weight.shape()));
         }
-        let bias = bias_values(OP, bias, cout)?.map(|b| Buffer::from_slice(&b));
-        let phases = pack_phases(weight, bias.as_deref(), dtype);
-        Ok(Self { weight: weight.to_dtype(dtype), bias, phases })
+        let bias = bias_values(OP, bias, cout)?;
+        let phases = match device_of(OP, &[weight])? {
+            None => Phases::Host(HostPhases {
+                phases: pack_phases(weight, bias.as_deref(), dtype),
+                weight: weight.to_dtype(dtype),
+                bias: bias.map(|b| Buffer::from_slice(&b)),
+            }),
+            Some(device) => Phases::Cuda(pack_on_device(&device, &weight.to_host()?, bias.as_deref(), dtype)?),
+        };
+        Ok(Self { cin, cout, phases })
     }
+}
 
-    pub(super) fn cin(&self) -> usize {
-        self.weight.shape()[0]
-    }
-
-    pub(super) fn cout(&self) -> usize {
-        self.weight.shape()[1]
-    }
-
-    fn dtype(&self) -> Dtype {
-        self.weight.dtype()
-    }
+/// Four phases of 2×2 taps: phase 2p + q makes rows of parity p and columns of parity q. Their windows start p rows and q
+/// columns after those of phase 0, which the kernel knows.
+fn pack_on_device(device: &CudaDevice, weight: &Tensor, bias: Option<&[f32]>, dtype: Dtype) -> Result<DeviceKernel> {
+    let (cin, cout) = (weight.shape()[0], weight.shape()[1]);
+    let values = weight.f32_values();
+    let at = |phase: usize, o: usize, c: usize, [_, y, x]: [usize; 3]| {
+        let (row, column) = (phase / 2, phase % 2);
+        match (kernel_index(row, y + row), kernel_index(column, x + column)) {
+            (Some(ky), Some(kx)) => values[((c * cout + o) * 4 + ky) * 4 + kx],
+            _ => 0.0,
+        }
+    };
+    let geometry = Geometry { taps: [1, 2, 2], cin, cout, stride: 1, padding: Padding::all(1) };
+    DeviceKernel::pack(device, geometry, 4, bias, dtype, at)
 }
 
 /// The kernel index that links output 2i + parity to input i − 1 + tap, for the taps that exist.
@@ -100,31 +128,39 @@ fn pack_phase(weight: &Tensor, bias: Option<&[f32]>, dtype: Dtype, row: usize, c
         }
     };
     let padding = Padding { left, right, top, bottom };
-    let kernel = ConvKernel::pack([copies * cout, cin], [1, 2, kw], bias, 1, padding, dtype, at);
-    Phase { row, column, kernel }
+    let geometry = Geometry { taps: [1, 2, kw], cin, cout: copies * cout, stride: 1, padding };
+    Phase { row, column, kernel: ConvKernel::pack(geometry, bias, dtype, at) }
 }
 
 /// `activation(conv_transpose(x) + bias)`: x [(f,) h, w, cin] → [(f,) 2h, 2w, cout] of x's dtype.
 pub fn conv_transpose2d(x: &Tensor, weight: &PackedConvTranspose2d, activation: Activation) -> Result<Tensor> {
+    const OP: &str = "conv_transpose2d";
     let [f, h, w] = match *x.shape() {
-        [h, w, c] if c == weight.cin() && !x.is_empty() => [1, h, w],
-        [f, h, w, c] if c == weight.cin() && !x.is_empty() => [f, h, w],
-        _ => {
-            let needed = format!("[(f,) h, w, {}]", weight.cin());
-            return shape_error("conv_transpose2d", format!("x is {:?}, needs {needed}", x.shape()));
+        [h, w, c] if c == weight.cin && !x.is_empty() => [1, h, w],
+        [f, h, w, c] if c == weight.cin && !x.is_empty() => [f, h, w],
+        _ => return shape_error(OP, format!("x is {:?}, needs [(f,) h, w, {}]", x.shape(), weight.cin)),
+    };
+    let shape = with_size(x, 2 * h, 2 * w, weight.cout);
+    let phases = match &weight.phases {
+        Phases::Host(phases) => phases,
+        Phases::Cuda(kernel) => {
+            let size = [h, w];
+            let frames = Frames::each(f);
+            let call = DeviceCall { x, source: size, output: size, frames, residual: None, activation };
+            return kernel.run(OP, &call, &shape);
         }
     };
-    let shape = with_size(x, 2 * h, 2 * w, weight.cout());
+    check_on_host(OP, &[Some(x)])?;
     if let Some(isa) = Isa::current() {
         return Ok(match x.dtype() {
-            Dtype::F32 => run_phases::<f32>(isa, x, [f, h, w], weight, activation, &shape),
-            Dtype::Bf16 => run_phases::<bf16>(isa, x, [f, h, w], weight, activation, &shape),
+            Dtype::F32 => run_phases::<f32>(isa, x, [f, h, w], phases, activation, &shape),
+            Dtype::Bf16 => run_phases::<bf16>(isa, x, [f, h, w], phases, activation, &shape),
         });
     }
-    let input = x.to_dtype(weight.dtype());
+    let input = x.to_dtype(phases.weight.dtype());
     let input = input.f32_values();
-    let frames = input.chunks_exact(h * w * weight.cin());
-    let y = frames.flat_map(|frame| reference::conv_transpose2d(frame, h, w, weight, activation)).collect();
+    let frames = input.chunks_exact(h * w * weight.cin);
+    let y = frames.flat_map(|frame| reference::conv_transpose2d(frame, h, w, phases, activation)).collect();
     Ok(Tensor::from_result(y, &shape, x.dtype()))
 }
 
@@ -132,14 +168,14 @@ fn run_phases<T: Element>(
     isa: Isa,
     x: &Tensor,
     [f, h, w]: [usize; 3],
-    weight: &PackedConvTranspose2d,
+    phases: &HostPhases,
     activation: Activation,
     shape: &[usize],
 ) -> Tensor {
-    let cout = weight.cout();
+    let cout = phases.weight.shape()[1];
     let len = shape.iter().product();
     let mut out = Buffer::<T>::with_capacity(len);
-    for phase in &weight.phases {
+    for phase in &phases.phases {
         let frames = (0..f).map(|frame| vec![Some(frame)]).collect();
         let call = ConvCall { kernel: &phase.kernel, source: [h, w], output: [h, w], frames, activation };
         let start = (phase.row * 2 * w + phase.column.unwrap_or(0)) * cout;
