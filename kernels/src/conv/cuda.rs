@@ -139,7 +139,9 @@ impl DeviceKernel {
         for int in ints.chain(frames.into_iter().chain(codes).map(i32::try_from)) {
             match int {
                 Ok(int) => bytes.extend(int.to_ne_bytes()),
-                Err(_) => return argument_error(op, format!("{:?} is more than a device kernel counts", call.x.shape())),
+                Err(_) => {
+                    return argument_error(op, format!("{:?} is more than a device kernel counts", call.x.shape()));
+                }
             }
         }
         bytes.extend(slope.to_ne_bytes());
