@@ -33,7 +33,9 @@ pub use arena::Arena;
 pub use attention::attention;
 pub use conv::{CausalConv3d, PackedConv2d, PackedConvTranspose2d, Padding, causal_conv3d, conv_transpose2d, conv2d};
 pub use cuda::{Absent, CudaDevice, CudaGraph, CudaInfo, probe};
-pub use elementwise::{activate, add, clamp, embedding, guide, linear_combination, multiply};
+pub use elementwise::{
+    Gram, activate, add, all_finite, clamp, combine_step, embedding, gram, guide, linear_combination, multiply,
+};
 pub use error::{Error, Result};
 pub use layout::{channels_first, channels_last, concat_channels, patchify, slice_channels, unpatchify};
 pub use linear::{PackedLinear, linear, linear_residual};

@@ -8,8 +8,9 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::buffer::{Buffer, Zero};
 use crate::copy;
-use crate::cuda::{CudaBuffer, CudaDevice};
+use crate::cuda::{CudaBuffer, CudaDevice, device_of};
 use crate::error::{Result, argument_error, dtype_error, shape_error};
+use crate::layout::cuda as layout;
 
 /// Where a tensor lives and its operations run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +40,14 @@ impl Dtype {
         match self {
             Dtype::F32 => 4,
             Dtype::Bf16 => 2,
+        }
+    }
+
+    /// Its place in a table of a kernel's versions: f32, then bf16.
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Dtype::F32 => 0,
+            Dtype::Bf16 => 1,
         }
     }
 }
@@ -214,9 +223,6 @@ impl Tensor {
         if range.start > range.end || range.end > outer {
             return argument_error("Tensor::slice_outer", format!("{range:?} is outside of 0..{outer}"));
         }
-        if let Some(device) = self.cuda().map(|cuda| cuda.buffer.device()) {
-            return self.to_host()?.slice_outer(range)?.to_device(device);
-        }
         let inner: usize = self.shape[1..].iter().product();
         let elements = range.start * inner..range.end * inner;
         let mut shape = self.shape.clone();
@@ -224,7 +230,11 @@ impl Tensor {
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(Buffer::from_slice(&v[elements])),
             Storage::Bf16(v) => Storage::Bf16(Buffer::from_slice(&v[elements])),
-            Storage::Cuda(_) => return self.to_host()?.slice_outer(range),
+            Storage::Cuda(CudaStorage { buffer, dtype, .. }) => {
+                let (part, bytes) = (buffer.device().empty(&shape, *dtype)?, dtype.size_bytes());
+                part.copy_from("Tensor::slice_outer", 0, self, elements.start * bytes, elements.len() * bytes)?;
+                return Ok(part);
+            }
         };
         Ok(Self::new(storage, &shape))
     }
@@ -238,9 +248,15 @@ impl Tensor {
         }
         let mut shape = first.shape.clone();
         shape[0] = parts.iter().map(|p| p.shape[0]).sum();
-        if let Some(device) = first.cuda().map(|cuda| cuda.buffer.device()) {
-            let parts = parts.iter().map(|part| part.to_host()).collect::<Result<Vec<_>>>()?;
-            return Self::concat_outer(&parts.iter().collect::<Vec<_>>())?.to_device(device);
+        if let Some(device) = device_of(OP, parts)? {
+            check_dtypes(OP, parts)?;
+            let (joined, mut to) = (device.empty(&shape, first.dtype())?, 0);
+            for part in parts {
+                let bytes = part.len() * part.dtype().size_bytes();
+                joined.copy_from(OP, to, part, 0, bytes)?;
+                to += bytes;
+            }
+            return Ok(joined);
         }
         match first.dtype() {
             Dtype::F32 => Ok(Self::new(Storage::F32(join(OP, parts, Tensor::as_f32)?), &shape)),
@@ -248,22 +264,19 @@ impl Tensor {
         }
     }
 
-    /// Element `i` of the result (of `shape`) is element `from(i)` of this tensor.
+    /// Element `i` of the result (of `shape`) is element `from(i)` of this tensor, which is in host memory.
     pub(crate) fn rearranged(&self, shape: &[usize], from: impl Fn(usize) -> usize) -> Self {
-        if self.cuda().is_some() {
-            return self.host_copy().rearranged(shape, from);
-        }
         let order = (0..self.len()).map(from);
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(Buffer::collect(v.len(), order.map(|i| v[i]))),
             Storage::Bf16(v) => Storage::Bf16(Buffer::collect(v.len(), order.map(|i| v[i]))),
-            Storage::Cuda(_) => return self.host_copy(),
+            Storage::Cuda(_) => unreachable!("devices have kernels for each order"),
         };
         Self::new(storage, shape)
     }
 
     /// Rows `ids` (checked by the caller) of a matrix of width `d`.
-    pub(crate) fn gather_rows(&self, ids: &[u32], d: usize) -> Self {
+    pub(crate) fn gather_rows(&self, ids: &[u32], d: usize) -> Result<Self> {
         fn gather<T: Copy>(values: &[T], ids: &[u32], d: usize) -> Buffer<T> {
             let mut rows = Buffer::with_capacity(ids.len() * d);
             ids.iter().for_each(|&id| rows.extend_from_slice(&values[id as usize * d..][..d]));
@@ -272,13 +285,13 @@ impl Tensor {
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(gather(v, ids, d)),
             Storage::Bf16(v) => Storage::Bf16(gather(v, ids, d)),
-            Storage::Cuda(_) => return self.host_copy().gather_rows(ids, d),
+            Storage::Cuda(v) => return layout::gather_rows(v.buffer.device(), self, ids, d),
         };
-        Self::new(storage, &[ids.len(), d])
+        Ok(Self::new(storage, &[ids.len(), d]))
     }
 
     /// Entries `range` (checked by the caller) of the last dimension, as a tensor of `shape`.
-    pub(crate) fn slice_inner(&self, shape: &[usize], range: Range<usize>) -> Self {
+    pub(crate) fn slice_inner(&self, shape: &[usize], range: Range<usize>) -> Result<Self> {
         fn cut<T: Copy + Send + Sync>(values: &[T], width: usize, range: &Range<usize>) -> Buffer<T> {
             let rows = values.len() / width.max(1);
             copy::join_rows(rows, &[copy::Part { values, width, start: range.start, count: range.len() }])
@@ -287,9 +300,12 @@ impl Tensor {
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(cut(v, width, &range)),
             Storage::Bf16(v) => Storage::Bf16(cut(v, width, &range)),
-            Storage::Cuda(_) => return self.host_copy().slice_inner(shape, range),
+            Storage::Cuda(v) => {
+                let part = layout::Part { values: Some(self), width, start: range.start, count: range.len() };
+                return layout::join_rows(v.buffer.device(), &[part], shape, v.dtype);
+            }
         };
-        Self::new(storage, shape)
+        Ok(Self::new(storage, shape))
     }
 
     /// Tensors joined along the last dimension; the caller has checked the other dimensions.
@@ -298,6 +314,11 @@ impl Tensor {
         let last = shape.len() - 1;
         let rows: usize = shape[..last].iter().product();
         shape[last] = parts.iter().map(|p| p.shape[last]).sum();
+        if let Some(device) = device_of(op, parts)? {
+            check_dtypes(op, parts)?;
+            let whole: Vec<layout::Part<'_>> = parts.iter().map(|part| layout::Part::whole(part)).collect();
+            return layout::join_rows(&device, &whole, &shape, parts[0].dtype());
+        }
         match parts[0].dtype() {
             Dtype::F32 => Ok(Self::new(Storage::F32(interleave(op, parts, rows, Tensor::as_f32)?), &shape)),
             Dtype::Bf16 => Ok(Self::new(Storage::Bf16(interleave(op, parts, rows, Tensor::as_bf16)?), &shape)),
@@ -313,14 +334,23 @@ impl Tensor {
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(widen(v, m, k)),
             Storage::Bf16(v) => Storage::Bf16(widen(v, m, k)),
-            Storage::Cuda(_) => return self.host_copy().with_zero_column(m, k),
+            Storage::Cuda(v) => {
+                let (device, shape) = (v.buffer.device(), [m, k + 1]);
+                let row = layout::Part { values: Some(self), width: k, start: 0, count: k };
+                let zero = layout::Part { values: None, width: 0, start: 0, count: 1 };
+                let join = || layout::join_rows(device, &[row, zero], &shape, v.dtype);
+                return device.or_poisoned(&shape, v.dtype, join);
+            }
         };
         Self::new(storage, &[m, k + 1])
     }
 
-    /// A copy in host memory, of NaN when the device has failed.
-    fn host_copy(&self) -> Self {
-        self.to_host().unwrap_or_else(|_| Self::from_result(vec![f32::NAN; self.len()], &self.shape, self.dtype()))
+    /// Copies `bytes` from byte `from` of another tensor on the same device to byte `to` of this one, which nobody shares.
+    fn copy_from(&self, op: &'static str, to: usize, source: &Self, from: usize, bytes: usize) -> Result<()> {
+        match (self.cuda(), source.cuda()) {
+            (Some(target), Some(source)) => target.buffer.copy(op, to, &source.buffer, from, bytes),
+            _ => argument_error(op, "a copy between host and device"),
+        }
     }
 
     fn uploaded<T: Zero>(device: &CudaDevice, values: &[T], dtype: Dtype, shape: &[usize]) -> Result<Self> {
@@ -442,6 +472,13 @@ fn join<T: Copy>(op: &'static str, parts: &[&Tensor], view: fn(&Tensor) -> Optio
         }
     }
     Ok(out)
+}
+
+fn check_dtypes(op: &'static str, parts: &[&Tensor]) -> Result<()> {
+    match parts.iter().all(|part| part.dtype() == parts[0].dtype()) {
+        true => Ok(()),
+        false => dtype_error(op, "the tensors differ in dtype"),
+    }
 }
 
 /// One row of each part in turn.

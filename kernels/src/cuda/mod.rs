@@ -9,6 +9,7 @@
 mod buffer;
 mod device;
 mod driver;
+mod fields;
 mod graph;
 mod launch;
 mod memory;
@@ -19,6 +20,7 @@ mod tensor_map;
 
 pub(crate) use buffer::CudaBuffer;
 pub use device::{CudaDevice, CudaInfo};
+pub(crate) use fields::Fields;
 pub use graph::CudaGraph;
 pub(crate) use launch::Launch;
 pub(crate) use modules::Module;

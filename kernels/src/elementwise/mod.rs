@@ -1,29 +1,37 @@
 //! Pointwise arithmetic between tensors of one shape, and table look-up.
 
 mod cpu;
+mod cuda;
 mod reference;
+mod step;
 
 pub(crate) use cpu::{load_up_to, store_up_to};
+pub use step::{Gram, all_finite, combine_step, gram};
 
 use crate::activation::Activation;
+use crate::cuda::device_of;
 use crate::error::{Result, argument_error, shape_error};
 use crate::simd::Isa;
 use crate::tensor::{Dtype, Tensor};
 
 /// Applies `activation` to every element; same shape and dtype.
 pub fn activate(x: &Tensor, activation: Activation) -> Tensor {
-    if let Some(isa) = Isa::current() {
-        return cpu::activate(isa, x, activation, x.dtype());
-    }
-    Tensor::from_result(reference::activate(&x.f32_values(), activation), x.shape(), x.dtype())
+    activate_as(x, activation, x.dtype())
 }
 
 /// The same values in another dtype.
 pub(crate) fn convert(x: &Tensor, dtype: Dtype) -> Tensor {
-    match Isa::current() {
-        Some(isa) => cpu::activate(isa, x, Activation::None, dtype),
-        None => Tensor::from_result(x.to_vec_f32(), x.shape(), dtype),
+    activate_as(x, Activation::None, dtype)
+}
+
+fn activate_as(x: &Tensor, activation: Activation, out: Dtype) -> Tensor {
+    if let Some(device) = x.cuda().map(|cuda| cuda.buffer.device()) {
+        return device.or_poisoned(x.shape(), out, || cuda::activate(device, x, activation, out));
     }
+    if let Some(isa) = Isa::current() {
+        return cpu::activate(isa, x, activation, out);
+    }
+    Tensor::from_result(reference::activate(&x.f32_values(), activation), x.shape(), out)
 }
 
 /// Every element of an f32 tensor brought into `low..=high`; in place when nobody shares it.
@@ -31,6 +39,9 @@ pub fn clamp(mut x: Tensor, low: f32, high: f32) -> Result<Tensor> {
     const OP: &str = "clamp";
     if low.is_nan() || high.is_nan() || low > high {
         return argument_error(OP, format!("{low}..={high} is no range"));
+    }
+    if let Some(device) = device_of(OP, &[&x])? {
+        return cuda::clamp(&device, x, low, high);
     }
     let len = x.len();
     crate::parallel::for_each_piece(x.f32_mut(OP)?, 64 * 1024, len, |_, piece| {
@@ -51,6 +62,10 @@ pub fn linear_combination(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
     if let Some((_, odd)) = terms.iter().find(|(_, t)| t.shape() != first.shape()) {
         return shape_error(OP, format!("{:?} and {:?} differ", first.shape(), odd.shape()));
     }
+    let tensors: Vec<&Tensor> = terms.iter().map(|&(_, tensor)| tensor).collect();
+    if let Some(device) = device_of(OP, &tensors)? {
+        return cuda::linear_combination(&device, terms, first);
+    }
     if let Some(isa) = Isa::current() {
         return Ok(cpu::linear_combination(isa, terms, first));
     }
@@ -63,6 +78,9 @@ pub fn linear_combination(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
 pub fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape() != b.shape() {
         return shape_error("multiply", format!("{:?} and {:?} differ", a.shape(), b.shape()));
+    }
+    if let Some(device) = device_of("multiply", &[a, b])? {
+        return cuda::multiply(&device, a, b);
     }
     if let Some(isa) = Isa::current() {
         return Ok(cpu::multiply(isa, a, b));
@@ -85,7 +103,7 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
         return argument_error(OP, format!("id {id} is outside of the table's {rows} rows"));
     }
-    Ok(table.gather_rows(ids, d))
+    table.gather_rows(ids, d)
 }
 
 #[cfg(test)]

@@ -2,6 +2,9 @@
 //!
 //! These are pure copies, so they are their own reference.
 
+pub(crate) mod cuda;
+
+use crate::cuda::device_of;
 use crate::error::{Result, argument_error, shape_error};
 use crate::tensor::Tensor;
 
@@ -10,6 +13,9 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     let &[c, ref rest @ ..] = x.shape() else { return shape_error("channels_last", "x has no dimensions") };
     let pixels: usize = rest.iter().product();
     let shape: Vec<usize> = rest.iter().copied().chain([c]).collect();
+    if let Some(device) = device_of("channels_last", &[x])? {
+        return cuda::transpose(&device, x, [c, pixels], &shape);
+    }
     Ok(x.rearranged(&shape, |i| (i % c) * pixels + i / c))
 }
 
@@ -18,6 +24,9 @@ pub fn channels_first(x: &Tensor) -> Result<Tensor> {
     let &[ref rest @ .., c] = x.shape() else { return shape_error("channels_first", "x has no dimensions") };
     let pixels: usize = rest.iter().product();
     let shape: Vec<usize> = [c].into_iter().chain(rest.iter().copied()).collect();
+    if let Some(device) = device_of("channels_first", &[x])? {
+        return cuda::transpose(&device, x, [pixels, c], &shape);
+    }
     Ok(x.rearranged(&shape, |i| (i % pixels) * c + i / pixels))
 }
 
@@ -33,8 +42,14 @@ pub fn patchify(x: &Tensor, patch: [usize; 3]) -> Result<Tensor> {
         return shape_error(OP, format!("{f}x{h}x{w} does not divide into patches of {pf}x{ph}x{pw}"));
     }
     let size = c * pf * ph * pw;
-    let (rows, columns) = (h / ph, w / pw);
-    Ok(x.rearranged(&[f / pf * rows * columns, size], |i| {
+    let (frames, rows, columns) = (f / pf, h / ph, w / pw);
+    let shape = [frames * rows * columns, size];
+    if let Some(device) = device_of(OP, &[x])? {
+        let extents = [frames, rows, columns, c, pf, ph, pw];
+        let strides = [pf * h * w * c, ph * w * c, pw * c, 1, h * w * c, w * c, c];
+        return cuda::permute(&device, x, extents, strides, &shape);
+    }
+    Ok(x.rearranged(&shape, |i| {
         let (token, at) = (i / size, i % size);
         let (channel, df, dy, dx) = (at / (pf * ph * pw), at / (ph * pw) % pf, at / pw % ph, at % pw);
         let (frame, y, x) =
@@ -56,7 +71,13 @@ pub fn unpatchify(tokens: &Tensor, grid: [usize; 3], patch: [usize; 3]) -> Resul
     };
     let c = size / (pf * ph * pw);
     let (h, w) = (rows * ph, columns * pw);
-    Ok(tokens.rearranged(&[frames * pf, h, w, c], |i| {
+    let shape = [frames * pf, h, w, c];
+    if let Some(device) = device_of(OP, &[tokens])? {
+        let extents = [frames, pf, rows, ph, columns, pw, c];
+        let strides = [rows * columns * size, ph * pw * c, columns * size, pw * c, size, c, 1];
+        return cuda::permute(&device, tokens, extents, strides, &shape);
+    }
+    Ok(tokens.rearranged(&shape, |i| {
         let (channel, x, y, frame) = (i % c, i / c % w, i / (c * w) % h, i / (c * w * h));
         let token = (frame / pf * rows + y / ph) * columns + x / pw;
         token * size + ((frame % pf * ph + y % ph) * pw + x % pw) * c + channel
@@ -81,7 +102,7 @@ pub fn slice_channels(x: &Tensor, start: usize, count: usize) -> Result<Tensor> 
         return argument_error("slice_channels", format!("{count} channels from {start} are not within {c}"));
     }
     let shape: Vec<usize> = outer.iter().copied().chain([count]).collect();
-    Ok(x.slice_inner(&shape, start..start + count))
+    x.slice_inner(&shape, start..start + count)
 }
 
 fn check_patch(op: &'static str, patch: [usize; 3]) -> Result<[usize; 3]> {

@@ -184,10 +184,17 @@ fn check_input(op: &'static str, x: &Tensor, weight: &PackedLinear) -> Result<us
 
 /// A per-output vector as f32, checked to have `n` entries (a leading dimension of 1 is allowed).
 pub(crate) fn bias_values<'a>(op: &'static str, bias: Option<&'a Tensor>, n: usize) -> Result<Option<F32Values<'a>>> {
+    check_bias(op, bias, n)?;
+    Ok(bias.map(Tensor::f32_values))
+}
+
+/// Whether a bias, if there is one, is `[n]` or [1, n].
+pub(crate) fn check_bias(op: &'static str, bias: Option<&Tensor>, n: usize) -> Result<()> {
     match bias {
-        None => Ok(None),
-        Some(b) if matches!(b.shape(), [len] | [1, len] if *len == n) => Ok(Some(b.f32_values())),
-        Some(b) => shape_error(op, format!("a vector of {n} is needed, {:?} given", b.shape())),
+        Some(b) if !matches!(b.shape(), [len] | [1, len] if *len == n) => {
+            shape_error(op, format!("a vector of {n} is needed, {:?} given", b.shape()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,14 +1,16 @@
 //! Normalisations over the last dimension, with the modulation and activation that follow them.
 
 mod cpu;
+pub(crate) mod cuda;
 pub(crate) mod reference;
 
 use crate::activation::Activation;
 use crate::buffer::Buffer;
+use crate::cuda::device_of;
 use crate::error::{Result, shape_error};
-use crate::linear::bias_values;
+use crate::linear::{bias_values, check_bias};
 use crate::simd::Isa;
-use crate::tensor::{Dtype, F32Values, Tensor};
+use crate::tensor::{Dtype, Tensor};
 pub(crate) use cpu::{Norm, statistics};
 use cpu::{Spec, normalise};
 
@@ -16,6 +18,13 @@ use cpu::{Spec, normalise};
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32, out: Dtype) -> Result<Tensor> {
     const OP: &str = "layer_norm";
     let (rows, d) = rows_of(OP, x)?;
+    check_bias(OP, weight, d)?;
+    check_bias(OP, bias, d)?;
+    let all: Vec<&Tensor> = [x].into_iter().chain(weight).chain(bias).collect();
+    if let Some(device) = device_of(OP, &all)? {
+        let affine = cuda::Affine { weight, weight_offset: 0.0, bias, group_rows: rows.max(1) };
+        return cuda::layer_norm(&device, x, &affine, eps, out);
+    }
     let (weight, bias) = (bias_values(OP, weight, d)?, bias_values(OP, bias, d)?);
     let weight = weight.unwrap_or_else(|| vec![1.0; d].into());
     let bias = bias.unwrap_or_else(|| vec![0.0; d].into());
@@ -40,6 +49,11 @@ pub fn layer_norm_modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32,
             format!("scale {a:?} and shift {b:?} must both be [{d}] or [g, {d}], g dividing {rows}"),
         );
     }
+    if let Some(device) = device_of(OP, &[x, scale, shift])? {
+        let (weight, bias) = (Some(scale), Some(shift));
+        let affine = cuda::Affine { weight, weight_offset: 1.0, bias, group_rows: (rows / groups).max(1) };
+        return cuda::layer_norm(&device, x, &affine, eps, out);
+    }
     let weight = Buffer::collect(scale.len(), scale.f32_values().iter().map(|s| 1.0 + s));
     let shift = shift.f32_values();
     if let Some(isa) = Isa::current() {
@@ -54,7 +68,11 @@ pub fn layer_norm_modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32,
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, out: Dtype) -> Result<Tensor> {
     const OP: &str = "rms_norm";
     let (rows, d) = rows_of(OP, x)?;
-    let weight = required_vector(OP, weight, d)?;
+    check_vector(OP, weight, d)?;
+    if let Some(device) = device_of(OP, &[x, weight])? {
+        return cuda::rms_norm(&device, x, weight, eps, out);
+    }
+    let weight = weight.f32_values();
     if let Some(isa) = Isa::current() {
         let spec = Spec { norm: Norm::Rms(eps), weight: &weight, bias: None, activation: Activation::None };
         return Ok(normalise(isa, x, d, spec, out));
@@ -68,7 +86,11 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, out: Dtype) -> Result<Ten
 pub fn channel_norm_silu(x: &Tensor, gamma: &Tensor, silu: bool) -> Result<Tensor> {
     const OP: &str = "channel_norm_silu";
     let (rows, c) = rows_of(OP, x)?;
-    let gamma = required_vector(OP, gamma, c)?;
+    check_vector(OP, gamma, c)?;
+    if let Some(device) = device_of(OP, &[x, gamma])? {
+        return cuda::channel_norm_silu(&device, x, gamma, silu);
+    }
+    let gamma = gamma.f32_values();
     let activation = if silu { Activation::Silu } else { Activation::None };
     if let Some(isa) = Isa::current() {
         let spec = Spec { norm: Norm::L2, weight: &gamma, bias: None, activation };
@@ -86,12 +108,12 @@ fn rows_of(op: &'static str, x: &Tensor) -> Result<(usize, usize)> {
     }
 }
 
-/// A vector of `d` values; unit dimensions around them are allowed (torch stores gamma as [c, 1, 1]).
-pub(crate) fn required_vector<'a>(op: &'static str, vector: &'a Tensor, d: usize) -> Result<F32Values<'a>> {
+/// Whether `vector` holds `d` values; unit dimensions around them are allowed (torch stores gamma as [c, 1, 1]).
+pub(crate) fn check_vector(op: &'static str, vector: &Tensor, d: usize) -> Result<()> {
     if vector.len() != d || vector.shape().iter().filter(|&&n| n != 1).count() > 1 {
         return shape_error(op, format!("a vector of {d} is needed, {:?} given", vector.shape()));
     }
-    Ok(vector.f32_values())
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Rotary position embedding over interleaved pairs, with positions on up to three axes.
 
 mod cpu;
+mod cuda;
 mod normed;
 mod reference;
 
+use crate::cuda::device_of;
 use crate::error::{Result, argument_error, shape_error};
 use crate::norm;
 use crate::simd::Isa;
@@ -18,6 +20,7 @@ pub struct RopeTable {
     cos: Vec<f32>,
     /// [tokens, head_dim]: −sin for the first member of each pair, sin for the second.
     sin: Vec<f32>,
+    copies: cuda::Copies,
 }
 
 impl RopeTable {
@@ -41,6 +44,7 @@ impl RopeTable {
             head_dim,
             cos: angles().flat_map(|a| [a.cos() as f32; 2]).collect(),
             sin: angles().flat_map(|a| [-a.sin() as f32, a.sin() as f32]).collect(),
+            copies: cuda::Copies::default(),
         })
     }
 
@@ -74,6 +78,9 @@ pub fn rope(x: &Tensor, heads: usize, table: &RopeTable) -> Result<Tensor> {
     if !fits || x.is_empty() {
         return shape_error("rope", misfit(x, heads, table, ""));
     }
+    if let Some(device) = device_of("rope", &[x])? {
+        return cuda::rope(&device, x, table);
+    }
     if let Some(isa) = Isa::current() {
         return Ok(cpu::rope(isa, x, heads, table));
     }
@@ -91,11 +98,15 @@ pub fn rms_norm_rope(
     out: Dtype,
 ) -> Result<Tensor> {
     const OP: &str = "rms_norm_rope";
-    let weight = norm::required_vector(OP, weight, heads * table.head_dim)?;
+    norm::check_vector(OP, weight, heads * table.head_dim)?;
     let fits = matches!(*x.shape(), [rows, d] if rows % table.tokens == 0 && d == heads * table.head_dim);
     if !fits || x.is_empty() {
         return shape_error(OP, misfit(x, heads, table, "n·"));
     }
+    if let Some(device) = device_of(OP, &[x, weight])? {
+        return cuda::rms_norm_rope(&device, x, weight, eps, table, out);
+    }
+    let weight = weight.f32_values();
     if let Some(isa) = Isa::current() {
         return Ok(normed::rms_norm_rope(isa, x, normed::Spec { weight: &weight, eps, heads, table }, out));
     }

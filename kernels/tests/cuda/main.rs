@@ -5,5 +5,9 @@
 mod attention;
 mod conv;
 mod device;
+mod elementwise;
+mod layout;
+mod norm;
+mod rope;
 mod sanitized;
 mod support;
