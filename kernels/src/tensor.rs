@@ -197,6 +197,30 @@ impl Tensor {
         }
     }
 
+    /// A copy that shares nothing with this tensor, in the same place.
+    pub fn duplicate(&self) -> Result<Self> {
+        let mut copy = self.clone();
+        copy.unique("Tensor::duplicate")?;
+        Ok(copy)
+    }
+
+    /// Overwrites the elements with those of `source`, of the same shape and dtype and in the same place; on a device,
+    /// whoever shares this tensor's storage sees them too.
+    pub fn overwrite(&mut self, source: &Self) -> Result<()> {
+        const OP: &str = "Tensor::overwrite";
+        if self.shape != source.shape || self.dtype() != source.dtype() {
+            return shape_error(OP, format!("{:?} does not take {:?}", self.shape, source.shape));
+        }
+        match (self.cuda(), source.cuda()) {
+            (Some(to), Some(from)) => to.buffer.copy(OP, 0, &from.buffer, 0, from.buffer.bytes()),
+            (None, None) => {
+                self.storage = Arc::clone(&source.storage);
+                Ok(())
+            }
+            _ => argument_error(OP, "the tensors are not in one place"),
+        }
+    }
+
     /// The elements as f32, in row-major order. Waits for the device where they are on one; NaN if that device has failed,
     /// which its next operation tells.
     pub fn to_vec_f32(&self) -> Vec<f32> {

@@ -5,14 +5,14 @@ use super::internal;
 use super::known::{Known, KnownEncoder};
 use crate::device_queue::Session;
 use crate::error::{ModelError, Result};
-use crate::lora::LoraSet;
+use crate::lora::{Adapters, LoraSet};
 use crate::model::VideoModel;
 use crate::noise::{LatentShape, gaussian};
 use crate::picture;
-use crate::sampler::{Guidance, SamplerState};
-use crate::transformer::{Context, StepCache, Timestep};
+use crate::sampler::{Guidance, Guided, SamplerState};
+use crate::transformer::{Context, RecordedPass, StepCache, Timestep, WanTransformer};
 use crate::vae::DecodeState;
-use kernels::{Tensor, channels_first, channels_last};
+use kernels::{CudaDevice, Tensor, all_finite, channels_first, channels_last};
 use pipeline::{Frame, FrameSize, GenerationPlan, GivenKeyFrame, KeyFrames, StageError, StageResult, StepCacheKind};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -41,6 +41,27 @@ struct ExpertState {
     prompt: Context,
     negative: Option<Context>,
     cache: Option<StepCache>,
+    /// On a device, the pass over the prompt alone and the one over both contexts.
+    recorded: [Recorded; 2],
+}
+
+/// A pass that is the same at each step but for its inputs.
+#[derive(Debug, Default)]
+enum Recorded {
+    /// It has not run: its first run makes what all share.
+    #[default]
+    Never,
+    /// It has run and can be recorded.
+    Once,
+    Replayed(Box<RecordedPass>),
+}
+
+/// The latent of a session: as it was given, until the first step puts it where the model is.
+enum Latent {
+    /// In the order of [`latent_shape`].
+    Given(Vec<f32>),
+    /// Channels last.
+    At(Tensor),
 }
 
 /// One diffusion as a session of the device queue. Latents are channels last: [f, h, w, z].
@@ -52,9 +73,7 @@ pub(super) struct Denoise {
     size: FrameSize,
     shape: LatentShape,
     sampler: SamplerState,
-    latent: Vec<f32>,
-    /// The memory of the last answer, for the next.
-    velocity: Vec<f32>,
+    latent: Latent,
     known: Known,
     known_steps: u32,
     state: Option<ExpertState>,
@@ -78,6 +97,39 @@ pub(super) fn latent_shape(model: &VideoModel, plan: &GenerationPlan) -> StageRe
     Ok([model.vae.config().z_dim, frames, height / side, width / side])
 }
 
+impl ExpertState {
+    /// The transformer's answers for the prompt and, when `guided`, the negative prompt.
+    fn pass(
+        &mut self,
+        transformer: &WanTransformer,
+        latent: &Tensor,
+        timestep: Timestep<'_>,
+        guided: bool,
+        adapters: Option<&Adapters>,
+    ) -> Result<Vec<Tensor>> {
+        let negative = self.negative.as_ref().filter(|_| guided);
+        let contexts: Vec<&Context> = [&self.prompt].into_iter().chain(negative).collect();
+        let recorded = &mut self.recorded[contexts.len() - 1];
+        // A pass whose path depends on its numbers (a step cache) cannot be replayed.
+        let device = CudaDevice::current().filter(|_| self.cache.is_none() && transformer.is_recordable());
+        if let Some(device) = &device
+            && let Recorded::Once = recorded
+        {
+            let pass = transformer.record(device, latent, timestep, &contexts, adapters)?;
+            *recorded = Recorded::Replayed(Box::new(pass));
+        }
+        if let Recorded::Replayed(pass) = recorded
+            && let Some(answers) = transformer.replay(pass, latent, timestep)?
+        {
+            return Ok(answers);
+        }
+        if device.is_some() {
+            *recorded = Recorded::Once;
+        }
+        transformer.forward(latent, timestep, &contexts, adapters, self.cache.as_mut())
+    }
+}
+
 impl Denoise {
     /// `noise` is in the order of [`latent_shape`]; without it the plan's seed makes it.
     pub(super) fn new(
@@ -93,8 +145,9 @@ impl Denoise {
             return Err(StageError::Internal("a guided plan with conditioning that is not".to_owned()));
         }
         let noise = noise.unwrap_or_else(|| gaussian(plan.seed, shape.iter().product()));
-        let latent = Tensor::from_vec(noise, &shape).and_then(|noise| channels_last(&noise));
-        let latent = latent.map_err(|e| internal(e.into()))?.to_vec_f32();
+        if noise.len() != shape.iter().product::<usize>() {
+            return Err(StageError::Internal(format!("{} numbers of noise for a latent of {shape:?}", noise.len())));
+        }
         let kind = model.config.defaults.conditioning;
         let encoder = KnownEncoder::new(kind, given_frames(plan), plan.key_frame_size, shape);
         Ok(Self {
@@ -105,8 +158,7 @@ impl Denoise {
             size: plan.key_frame_size,
             shape,
             sampler: SamplerState::new(&plan.sampling, plan.seed),
-            latent,
-            velocity: Vec::new(),
+            latent: Latent::Given(noise),
             known: Known::Nothing,
             known_steps: encoder.as_ref().map_or(0, KnownEncoder::steps),
             state: None,
@@ -116,13 +168,16 @@ impl Denoise {
         })
     }
 
-    fn channels_last_shape(&self) -> [usize; 4] {
-        let [z, f, h, w] = self.shape;
-        [f, h, w, z]
-    }
-
-    fn latent(&self) -> Result<Tensor> {
-        Ok(Tensor::from_f32(&self.latent, &self.channels_last_shape())?)
+    /// The latent [f, h, w, z], where the session runs.
+    fn latent(&mut self) -> Result<&mut Tensor> {
+        if let Latent::Given(noise) = &mut self.latent {
+            let noise = Tensor::from_vec(std::mem::take(noise), &self.shape)?;
+            self.latent = Latent::At(channels_last(&noise)?);
+        }
+        match &mut self.latent {
+            Latent::At(latent) => Ok(latent),
+            Latent::Given(_) => Err(ModelError::Input("the latent is nowhere".to_owned())),
+        }
     }
 
     fn looks_at_negative(&self) -> bool {
@@ -130,15 +185,13 @@ impl Denoise {
     }
 
     /// The model's answer at the sampler's current step, guided.
-    fn velocity(&mut self) -> Result<Vec<f32>> {
+    fn answer(&mut self) -> Result<Guided> {
         let step = self.sampler.done();
-        let mut velocity = std::mem::take(&mut self.velocity);
+        let latent = self.latent()?.clone();
         if self.guidance.moves_nothing(step) {
-            velocity.clear();
-            velocity.resize(self.latent.len(), 0.0);
-            return Ok(velocity);
+            return Ok(Guided::nothing(&latent));
         }
-        let input = self.known.input(self.latent()?)?;
+        let input = self.known.input(latent)?;
         let timestep = self.sampler.timestep(step);
         let of_frames = self.known.timesteps(timestep, self.shape[1]);
         let timesteps = of_frames.as_deref().map_or(Timestep::Clip(timestep), Timestep::Frames);
@@ -148,17 +201,12 @@ impl Denoise {
             Some(state) => state,
             None => self.state_for(expert)?,
         };
-        let negative = state.negative.as_ref().filter(|_| guided);
-        let contexts: Vec<&Context> = [&state.prompt].into_iter().chain(negative).collect();
         let transformer = &self.conditioning.model.experts[expert].transformer;
         let adapters = self.loras.as_ref().and_then(|set| set.expert(expert));
-        let answers = transformer.forward(&input, timesteps, &contexts, adapters, state.cache.as_mut())?;
+        let mut answers = state.pass(transformer, &input, timesteps, guided, adapters)?.into_iter();
         self.state = Some(state);
-        let mut answers = answers.iter().map(values_of);
-        velocity.clear();
-        velocity.extend_from_slice(answers.next().transpose()?.unwrap_or_default());
-        self.guidance.combine(step, &mut velocity, answers.next().transpose()?);
-        Ok(velocity)
+        let conditional = answers.next().ok_or_else(|| ModelError::Input("the transformer gave no answer".to_owned()))?;
+        self.guidance.combine(step, conditional, answers.next())
     }
 
     /// What a transformer that takes over needs.
@@ -173,21 +221,21 @@ impl Denoise {
             prompt: context(prompt)?,
             negative: negative.as_ref().map(context).transpose()?,
             cache,
+            recorded: Default::default(),
         })
     }
 
     fn sampler_step(&mut self) -> Result<()> {
-        let velocity = self.velocity()?;
-        if !self.sampler.step(&mut self.latent, &velocity) {
-            return Err(ModelError::Input("the transformer's answer has another size than the latent".to_owned()));
-        }
-        self.velocity = velocity;
+        let answer = self.answer()?;
+        self.latent()?;
+        let Latent::At(latent) = &mut self.latent else { return Ok(()) };
+        self.sampler.step(latent, &answer)?;
         if self.sampler.done() == self.sampler.steps() {
-            self.latent = self.known.finish(self.latent()?)?.to_vec_f32();
+            *latent = self.known.finish(latent.clone())?;
             // Decoding needs none of it, and a long prompt's keys and values are large.
             (self.state, self.known) = (None, Known::Nothing);
         }
-        match self.latent.iter().all(|x| x.is_finite()) {
+        match all_finite(latent)? {
             true => Ok(()),
             false => Err(ModelError::Input(format!("step {} gave numbers that are not finite", self.sampler.done()))),
         }
@@ -196,16 +244,17 @@ impl Denoise {
     /// Decodes one latent frame; true after the last.
     fn decode_step(&mut self) -> Result<bool> {
         let Phase::Decode(state) = &mut self.phase else { return Ok(false) };
-        let [z, f, h, w] = self.shape;
-        let index = state.frames();
-        let frame = Tensor::from_f32(&self.latent[index * h * w * z..][..h * w * z], &[1, h, w, z])?;
-        let pictures = self.conditioning.model.vae.decode_next(state, &frame)?;
-        for picture in values_of(&pictures)?.chunks_exact(self.size.rgb_bytes()) {
+        let (index, frames) = (state.frames(), self.shape[1]);
+        let Latent::At(latent) = &self.latent else { return Ok(false) };
+        let frame = latent.slice_outer(index..index + 1)?;
+        let pictures = self.conditioning.model.vae.decode_next(state, &frame)?.to_host()?;
+        let values = pictures.as_f32().ok_or_else(|| ModelError::Input("pictures that are not f32".to_owned()))?;
+        for picture in values.chunks_exact(self.size.rgb_bytes()) {
             // −1..=1 to 0..=255, as diffusers does: halve, shift, scale, round.
             let rgb = picture.iter().map(|v| ((v * 0.5 + 0.5) * 255.0).round().clamp(0.0, 255.0) as u8).collect();
             self.key_frames.extend(Frame::new(self.size, rgb));
         }
-        Ok(index + 1 == f)
+        Ok(index + 1 == frames)
     }
 
     fn finish(&mut self) -> Result<Diffused> {
@@ -215,7 +264,7 @@ impl Denoise {
         }
         Ok(Diffused {
             key_frames: KeyFrames { frames: std::mem::take(&mut self.key_frames) },
-            latents: channels_first(&self.latent()?)?.to_vec_f32(),
+            latents: channels_first(self.latent()?)?.to_vec_f32(),
             shape: self.shape,
         })
     }
@@ -263,11 +312,6 @@ impl Session for Denoise {
         }
         Ok(None)
     }
-}
-
-/// The elements of a network's answer.
-fn values_of(answer: &Tensor) -> Result<&[f32]> {
-    answer.as_f32().ok_or_else(|| ModelError::Input(format!("an answer in {:?}, f32 is needed", answer.dtype())))
 }
 
 /// The plan's pictures at the size of key frames, cut to its proportions.

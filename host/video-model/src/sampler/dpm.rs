@@ -1,9 +1,9 @@
 //! DPM-Solver++ (arXiv 2211.01095), orders 1 and 2 ("2M", midpoint), as an ODE and as an SDE.
 
-use super::combine::combine;
-use super::multistep::{History, Interval};
-use super::prediction::Mix;
+use super::form::{Form, Vector};
+use super::multistep::{History, Interval, Predictions};
 use super::schedule::Step;
+use kernels::Tensor;
 
 #[derive(Debug)]
 pub(super) struct DpmSolver {
@@ -27,23 +27,31 @@ impl DpmSolver {
         }
     }
 
-    /// Moves `latent` over `step`, without its noise; `left` steps are left, this one included.
-    pub(super) fn step(&mut self, mix: Mix, step: &Step, left: usize, latent: &mut [f32], answer: &[f32]) {
-        let picture = self.history.predict(mix, latent, answer);
-        self.history.push(step.from, picture);
+    pub(super) fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The latent after `step`, without its noise; `picture` is what the answer predicts, and `left` steps are left, this
+    /// one included.
+    pub(super) fn step(&self, picture: Form, step: &Step, left: usize) -> Form {
+        let known = Predictions { history: &self.history, newest: Some((step.from, picture)) };
         let interval = Interval::between(step.from, step.to);
         let (keep, scale) = match self.stochastic {
             true => (interval.keep * (-interval.h).exp(), -interval.alpha * (-2.0 * interval.h).exp_m1()),
             false => (interval.keep, -interval.alpha * (-interval.h).exp_m1()),
         };
-        let newest = self.history.picture(0);
+        let (latent, newest) = (Form::of(Vector::Latent), known.picture(0));
         // The last step is of first order: it leads to an infinite signal-to-noise ratio.
-        if self.order_max.min(left).min(self.history.len()) == 1 {
-            combine(latent, keep, &[(scale, newest)]);
-            return;
+        if self.order_max.min(left).min(known.len()) == 1 {
+            return latent.combined(keep, &[(scale, newest)]);
         }
         // Half a difference quotient, over the distance to the level before.
-        let slope = -0.5 * scale / interval.position(self.history.level(1));
-        combine(latent, keep, &[(scale + slope, newest), (-slope, self.history.picture(1))]);
+        let slope = -0.5 * scale / interval.position(known.level(1));
+        latent.combined(keep, &[(scale + slope, newest), (-slope, known.picture(1))])
+    }
+
+    /// Keeps what the next step looks at.
+    pub(super) fn remember(&mut self, step: &Step, picture: Tensor) {
+        self.history.push(step.from, picture);
     }
 }

@@ -1,21 +1,74 @@
 //! Guidance: the model's answer to the prompt, pushed away from its answer to the negative prompt.
 //!
-//! Sums over a latent run in f64 with a fixed order, so that a result does not depend on the number of threads.
+//! Every kind of it is a weighted sum of the two answers (and of APG's memory); the weights may depend on the answers'
+//! lengths and angles, which are sums over the whole latent in f64.
 
+use super::form::{Form, Vector, Vectors};
+use crate::error::Result;
+use kernels::{Gram, Tensor, gram};
 use pipeline::{GuidanceKind, GuidanceSettings};
 
-/// The guidance of one generation. Answers are flat f32 slices of one length, in any layout.
+/// The guidance of one generation. Answers are f32 tensors of one shape, in any layout.
 #[derive(Debug)]
 pub struct Guidance {
     settings: GuidanceSettings,
-    /// APG's running sum of differences; empty before the first one.
-    momentum: Vec<f32>,
+    /// APG's running sum of differences; none before the first one.
+    momentum: Option<Tensor>,
+}
+
+/// A guided answer: not a tensor yet, but the weights of those that it is the sum of.
+#[derive(Debug, Clone)]
+pub struct Guided {
+    conditional: Tensor,
+    unconditional: Option<Tensor>,
+    momentum: Option<Tensor>,
+    form: Form,
+}
+
+impl Guided {
+    /// An answer as it is.
+    pub fn plain(answer: Tensor) -> Self {
+        Self { conditional: answer, unconditional: None, momentum: None, form: Form::of(Vector::Conditional) }
+    }
+
+    /// An answer of zeros, of the shape of `like`.
+    pub fn nothing(like: &Tensor) -> Self {
+        Self { form: Form::NOTHING, ..Self::plain(like.clone()) }
+    }
+
+    /// The sum itself.
+    pub fn tensor(&self) -> Result<Tensor> {
+        let mut vectors = Vectors::default();
+        self.put_into(&mut vectors);
+        // A sum of nothing has no inputs to take its shape from.
+        let zeros = Form::NOTHING == self.form;
+        let form = if zeros { Form::of(Vector::Conditional) } else { self.form };
+        let mut sums = vectors.sums(&[form])?;
+        match sums.pop().filter(|_| !zeros) {
+            Some(sum) => Ok(sum),
+            None => Ok(Tensor::zeros(self.shape(), self.conditional.dtype())?),
+        }
+    }
+
+    pub(super) fn shape(&self) -> &[usize] {
+        self.conditional.shape()
+    }
+
+    pub(super) fn form(&self) -> Form {
+        self.form
+    }
+
+    pub(super) fn put_into<'a>(&'a self, vectors: &mut Vectors<'a>) {
+        vectors.set(Vector::Conditional, Some(&self.conditional));
+        vectors.set(Vector::Unconditional, self.unconditional.as_ref());
+        vectors.set(Vector::Momentum, self.momentum.as_ref());
+    }
 }
 
 impl Guidance {
     /// Guidance before its first step.
     pub fn new(settings: &GuidanceSettings) -> Self {
-        Self { settings: *settings, momentum: Vec::new() }
+        Self { settings: *settings, momentum: None }
     }
 
     /// Whether step `step` (from 0) of `total` looks at the model's answer to the negative prompt.
@@ -35,113 +88,93 @@ impl Guidance {
         }
     }
 
-    /// `conditional` becomes the guided answer of step `step`. Without `unconditional`, or with one of another length,
-    /// it stays as it is: give one wherever [`needs_negative`](Self::needs_negative) says so.
-    pub fn combine(&mut self, step: usize, conditional: &mut [f32], unconditional: Option<&[f32]>) {
+    /// The guided answer of step `step`. Without `unconditional` it is the conditional one as it is: give one wherever
+    /// [`needs_negative`](Self::needs_negative) says so.
+    pub fn combine(&mut self, step: usize, conditional: Tensor, unconditional: Option<Tensor>) -> Result<Guided> {
         if self.moves_nothing(step) {
-            conditional.fill(0.0);
-            return;
+            return Ok(Guided::nothing(&conditional));
         }
-        let Some(unconditional) = unconditional.filter(|u| u.len() == conditional.len()) else { return };
-        let spread = (self.settings.rescale > 0.0).then(|| standard_deviation(conditional));
-        let scale = self.settings.scale;
-        match self.settings.kind {
-            GuidanceKind::Cfg => cfg(conditional, unconditional, scale),
-            GuidanceKind::CfgZero { .. } => cfg_zero(conditional, unconditional, scale),
-            GuidanceKind::Apg { momentum, norm, parallel } => {
-                self.remember(conditional, unconditional, momentum);
-                apg(conditional, unconditional, &self.momentum, scale, norm, parallel);
-            }
+        let Some(unconditional) = unconditional else { return Ok(Guided::plain(conditional)) };
+        if let GuidanceKind::Apg { momentum, .. } = self.settings.kind {
+            self.remember(&conditional, &unconditional, momentum)?;
         }
-        if let Some(spread) = spread {
-            rescale(conditional, spread, self.settings.rescale);
+        let mut guided =
+            Guided { unconditional: Some(unconditional), momentum: self.momentum.clone(), ..Guided::plain(conditional) };
+        guided.form = self.form(&guided)?;
+        Ok(guided)
+    }
+
+    fn form(&self, answers: &Guided) -> Result<Form> {
+        let scale = f64::from(self.settings.scale);
+        let (c, u) = (Form::of(Vector::Conditional), Form::of(Vector::Unconditional));
+        let plain = c.combined(scale, &[(1.0 - scale, u)]);
+        let rescale = f64::from(self.settings.rescale);
+        if rescale == 0.0 && matches!(self.settings.kind, GuidanceKind::Cfg) {
+            return Ok(plain);
         }
+        let present = [Some(&answers.conditional), answers.unconditional.as_ref(), answers.momentum.as_ref()];
+        let products = gram(&present.into_iter().flatten().collect::<Vec<_>>())?;
+        let guided = match self.settings.kind {
+            GuidanceKind::Cfg => plain,
+            GuidanceKind::CfgZero { .. } => cfg_zero(&products, scale),
+            GuidanceKind::Apg { norm, parallel, .. } => apg(&products, scale, f64::from(norm), f64::from(parallel)),
+        };
+        Ok(if rescale > 0.0 { rescaled(&products, guided, rescale) } else { guided })
     }
 
     /// Adds the difference of the two answers to `share` of the sum so far.
-    fn remember(&mut self, conditional: &[f32], unconditional: &[f32], share: f32) {
-        if self.momentum.len() != conditional.len() {
-            self.momentum = vec![0.0; conditional.len()];
-        }
-        for ((sum, c), u) in self.momentum.iter_mut().zip(conditional).zip(unconditional) {
-            *sum = (c - u) + share * *sum;
-        }
+    fn remember(&mut self, conditional: &Tensor, unconditional: &Tensor, share: f32) -> Result<()> {
+        let mut vectors = Vectors::default();
+        vectors.set(Vector::Conditional, Some(conditional));
+        vectors.set(Vector::Unconditional, Some(unconditional));
+        vectors.set(Vector::Momentum, self.momentum.as_ref());
+        let difference = Form::of(Vector::Conditional).combined(1.0, &[(-1.0, Form::of(Vector::Unconditional))]);
+        let sum = match self.momentum {
+            Some(_) => difference.combined(1.0, &[(f64::from(share), Form::of(Vector::Momentum))]),
+            None => difference,
+        };
+        self.momentum = vectors.sums(&[sum])?.pop();
+        Ok(())
     }
 }
 
-/// unconditional + scale·(conditional − unconditional).
-fn cfg(conditional: &mut [f32], unconditional: &[f32], scale: f32) {
-    for (c, u) in conditional.iter_mut().zip(unconditional) {
-        *c = u + scale * (*c - u);
-    }
-}
-
-/// The same with the unconditional answer projected onto the conditional one: scaled by ⟨c, u⟩ / ‖u‖².
-fn cfg_zero(conditional: &mut [f32], unconditional: &[f32], scale: f32) {
+/// The unconditional answer projected onto the conditional one (scaled by ⟨c, u⟩ / ‖u‖²), then as always.
+fn cfg_zero(products: &Gram, scale: f64) -> Form {
     // Keeps the quotient finite for an answer of zeros.
     const TINY: f64 = 1e-8;
-    let fit = (dot(conditional, unconditional) / (dot(unconditional, unconditional) + TINY)) as f32;
-    for (c, u) in conditional.iter_mut().zip(unconditional) {
-        let u = fit * u;
-        *c = u + scale * (*c - u);
-    }
+    let fit = products.dot(C, U) / (products.dot(U, U) + TINY);
+    Form::of(Vector::Conditional).combined(scale, &[((1.0 - scale) * fit, Form::of(Vector::Unconditional))])
 }
 
 /// unconditional + scale·(difference, cut to `norm`, with `parallel` of its part along the conditional answer).
-fn apg(conditional: &mut [f32], unconditional: &[f32], difference: &[f32], scale: f32, norm: f32, parallel: f32) {
-    let length = dot(difference, difference).sqrt();
-    let cut = if norm > 0.0 && length > f64::from(norm) { f64::from(norm) / length } else { 1.0 };
-    let along = match dot(conditional, conditional) {
-        square if square > 0.0 => cut * dot(difference, conditional) / square,
+fn apg(products: &Gram, scale: f64, norm: f64, parallel: f64) -> Form {
+    let length = products.dot(M, M).sqrt();
+    let cut = if norm > 0.0 && length > norm { norm / length } else { 1.0 };
+    let along = match products.dot(C, C) {
+        square if square > 0.0 => cut * products.dot(M, C) / square,
         _ => 0.0,
     };
-    let cut = cut as f32;
-    let less = ((f64::from(parallel) - 1.0) * along) as f32;
-    for ((c, u), d) in conditional.iter_mut().zip(unconditional).zip(difference) {
-        *c = u + scale * (cut * d + less * *c);
-    }
+    let less = (parallel - 1.0) * along;
+    let (c, u, difference) =
+        (Form::of(Vector::Conditional), Form::of(Vector::Unconditional), Form::of(Vector::Momentum));
+    c.combined(scale * less, &[(1.0, u), (scale * cut, difference)])
 }
 
-/// Mixes in `share` of the answer with its standard deviation taken back to `spread`.
-fn rescale(answer: &mut [f32], spread: f64, share: f32) {
-    let own = standard_deviation(answer);
+/// Mixes in `share` of the answer with its standard deviation taken back to the conditional one's.
+fn rescaled(products: &Gram, guided: Form, share: f64) -> Form {
+    let own = products.standard_deviation(&guided.weights_of(ANSWERS));
     if own == 0.0 {
-        return;
+        return guided;
     }
-    let factor = (f64::from(share) * spread / own + (1.0 - f64::from(share))) as f32;
-    answer.iter_mut().for_each(|x| *x *= factor);
+    let spread = products.standard_deviation(C);
+    guided.combined(share * spread / own + (1.0 - share), &[])
 }
 
-/// Independent sums, so that a core has something to do while it waits for the last addition.
-const LANES: usize = 16;
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut sums = [0.0f64; LANES];
-    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f64 = a.remainder().iter().zip(b.remainder()).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
-    for (a, b) in a.zip(b) {
-        for lane in 0..LANES {
-            sums[lane] += f64::from(a[lane]) * f64::from(b[lane]);
-        }
-    }
-    sums.iter().sum::<f64>() + rest
-}
-
-/// Of a sample: divided by n − 1.
-fn standard_deviation(values: &[f32]) -> f64 {
-    let mut sums = [0.0f64; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest: f64 = chunks.remainder().iter().map(|x| f64::from(*x)).sum();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            sums[lane] += f64::from(chunk[lane]);
-        }
-    }
-    let count = values.len() as f64;
-    let mean = (sums.iter().sum::<f64>() + rest) / count;
-    let variance = (dot(values, values) - count * mean * mean) / (count - 1.0).max(1.0);
-    variance.max(0.0).sqrt()
-}
+/// The order of the vectors whose products are taken; each by itself is a sum with these weights.
+const ANSWERS: [Vector; 3] = [Vector::Conditional, Vector::Unconditional, Vector::Momentum];
+const C: &[f64] = &[1.0];
+const U: &[f64] = &[0.0, 1.0];
+const M: &[f64] = &[0.0, 0.0, 1.0];
 
 #[cfg(test)]
 mod tests {
@@ -151,6 +184,21 @@ mod tests {
 
     fn settings(scale: f32, kind: &str) -> GuidanceSettings {
         GuidanceSettings { kind: kind.parse().unwrap(), ..GuidanceSettings::cfg(scale) }
+    }
+
+    fn combined(guidance: &mut Guidance, step: usize, c: &[f32], u: Option<&[f32]>) -> Vec<f32> {
+        let tensor = |values: &[f32]| Tensor::from_f32(values, &[values.len()]).unwrap();
+        guidance.combine(step, tensor(c), u.map(tensor)).unwrap().tensor().unwrap().to_vec_f32()
+    }
+
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    }
+
+    fn standard_deviation(values: &[f32]) -> f64 {
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64;
+        let square: f64 = values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum();
+        (square / (values.len() - 1) as f64).sqrt()
     }
 
     const GOLDEN: &[u8] =
@@ -179,9 +227,9 @@ mod tests {
                 scale: number("scale"),
             });
             for (step, expected) in rows(name).iter().enumerate() {
-                let mut answer = conditional[step].clone();
                 let needed = guidance.needs_negative(step, conditional.len());
-                guidance.combine(step, &mut answer, needed.then_some(unconditional[step].as_slice()));
+                let negative = needed.then_some(unconditional[step].as_slice());
+                let answer = combined(&mut guidance, step, &conditional[step], negative);
                 for (a, b) in answer.iter().zip(expected) {
                     // Sums of 40 in float32.
                     assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{name}, step {step}: {a} is not {b}");
@@ -196,9 +244,7 @@ mod tests {
             assert!(!Guidance::new(&GuidanceSettings::cfg(scale)).needs_negative(0, 10));
         }
         let mut guidance = Guidance::new(&GuidanceSettings::cfg(3.0));
-        let mut c = [2.0, -1.0];
-        guidance.combine(0, &mut c, Some(&[1.0, 1.0]));
-        assert_eq!(c, [4.0, -5.0]);
+        assert_eq!(combined(&mut guidance, 0, &[2.0, -1.0], Some(&[1.0, 1.0])), [4.0, -5.0]);
     }
 
     #[test]
@@ -213,9 +259,7 @@ mod tests {
     fn zero_init_moves_nothing_and_asks_for_no_pass() {
         let mut guidance = Guidance::new(&settings(5.0, "cfg-zero:steps=2"));
         assert!(guidance.moves_nothing(1) && !guidance.needs_negative(1, 10) && guidance.needs_negative(2, 10));
-        let mut c = [2.0, -1.0];
-        guidance.combine(1, &mut c, None);
-        assert_eq!(c, [0.0, 0.0]);
+        assert_eq!(combined(&mut guidance, 1, &[2.0, -1.0], None), [0.0, 0.0]);
         assert!(!Guidance::new(&settings(1.0, "cfg-zero")).moves_nothing(0), "a scale of 1 switches it off");
     }
 
@@ -223,8 +267,7 @@ mod tests {
     fn apg_without_its_parallel_part_moves_at_right_angles() {
         let mut guidance = Guidance::new(&settings(4.0, "apg:norm=0,parallel=0"));
         let (conditional, unconditional) = ([3.0f32, 4.0, 0.0], [1.0f32, 1.0, 1.0]);
-        let mut guided = conditional;
-        guidance.combine(0, &mut guided, Some(&unconditional));
+        let guided = combined(&mut guidance, 0, &conditional, Some(&unconditional));
         let push: Vec<f32> = guided.iter().zip(&unconditional).map(|(g, u)| g - u).collect();
         assert!(dot(&push, &conditional).abs() < 1e-4, "{push:?}");
     }
@@ -232,10 +275,10 @@ mod tests {
     #[test]
     fn full_rescale_restores_the_conditional_answer_s_spread() {
         let mut guidance = Guidance::new(&GuidanceSettings { rescale: 1.0, ..GuidanceSettings::cfg(7.0) });
-        let mut c: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin()).collect();
+        let c: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin()).collect();
         let u: Vec<f32> = (0..100).map(|i| (i as f32 * 0.3).cos()).collect();
         let before = standard_deviation(&c);
-        guidance.combine(0, &mut c, Some(&u));
+        let c = combined(&mut guidance, 0, &c, Some(&u));
         assert!((standard_deviation(&c) - before).abs() < 1e-5);
     }
 }

@@ -4,8 +4,8 @@
 //! the network's answer (*prediction*), and the *update rule* (`one_step`, `unipc`, `dpm`). All are those of diffusers'
 //! schedulers, quirks included, because published models were tuned with them.
 
-mod combine;
 mod dpm;
+mod form;
 mod guidance;
 mod level;
 mod multistep;
@@ -16,16 +16,18 @@ mod schedule;
 mod tests;
 mod unipc;
 
+use crate::error::{ModelError, Result};
 use crate::noise::fill_gaussian;
-use combine::combine;
 use dpm::DpmSolver;
-pub use guidance::Guidance;
+use form::{Form, Vector, Vectors};
+pub use guidance::{Guidance, Guided};
+use kernels::Tensor;
 use pipeline::{NoiseProcess, Sampler, SamplerSettings};
 use schedule::Step;
 use unipc::UniPc;
 
-/// One integration in progress. Latents and answers are flat f32 slices of one length, in any layout; new noise is drawn in
-/// that layout's order.
+/// One integration in progress. Latents and answers are f32 tensors of one shape, in any layout; new noise is drawn in that
+/// layout's order.
 #[derive(Debug)]
 pub struct SamplerState {
     process: NoiseProcess,
@@ -33,7 +35,7 @@ pub struct SamplerState {
     index: usize,
     rule: Rule,
     seed: u64,
-    /// New noise of a step, kept for the next one.
+    /// New noise of a step; the memory is kept for the next one.
     noise: Vec<f32>,
 }
 
@@ -79,39 +81,73 @@ impl SamplerState {
         self.index
     }
 
-    /// Moves `latent` one step along with the model's `answer` at the current timestep. Past the last step, or when the
-    /// lengths differ, nothing moves and the answer is `false`.
-    #[must_use]
-    pub fn step(&mut self, latent: &mut [f32], answer: &[f32]) -> bool {
+    /// Moves `latent` one step along with the model's answer at the current timestep. Past the last step, or when the
+    /// shapes differ, nothing moves and it is an error.
+    pub fn step(&mut self, latent: &mut Tensor, answer: &Guided) -> Result<()> {
         let (seed, stream) = (self.seed, self.index as u64 + 1);
         self.step_with(latent, answer, |noise| fill_gaussian(seed, stream, noise))
     }
 
-    fn step_with(&mut self, latent: &mut [f32], answer: &[f32], draw: impl FnOnce(&mut [f32])) -> bool {
-        let Some(step) = self.steps.get(self.index).filter(|_| latent.len() == answer.len()) else { return false };
+    fn step_with(&mut self, latent: &mut Tensor, answer: &Guided, draw: impl FnOnce(&mut [f32])) -> Result<()> {
+        let Some(step) = self.steps.get(self.index) else {
+            return Err(ModelError::Input(format!("the {} steps are made", self.steps.len())));
+        };
+        if answer.shape() != latent.shape() {
+            let shapes = format!("an answer of {:?} for a latent of {:?}", answer.shape(), latent.shape());
+            return Err(ModelError::Input(shapes));
+        }
         let left = self.steps.len() - self.index;
+        let x = Form::of(Vector::Latent);
         let picture = prediction::picture(&self.process, step.from);
-        let fresh = match &mut self.rule {
+        let picture = x.combined(picture.latent, &[(picture.answer, answer.form())]);
+        let (mut forms, fresh) = match &self.rule {
             Rule::OneStep { sampler, eta } => {
                 let update = one_step::update(*sampler, &self.process, *eta, step);
-                combine(latent, update.latent, &[(update.answer, answer)]);
-                update.fresh
+                (vec![x.combined(update.latent, &[(update.answer, answer.form())])], update.fresh)
             }
             Rule::UniPc(unipc) => {
-                unipc.step(picture, step, left, latent, answer);
-                0.0
+                let [next, start] = unipc.step(picture, step, left);
+                (vec![next, picture, start], 0.0)
             }
-            Rule::Dpm(solver) => {
-                solver.step(picture, step, left, latent, answer);
-                solver.fresh(step)
-            }
+            Rule::Dpm(solver) => (vec![solver.step(picture, step, left), picture], solver.fresh(step)),
         };
-        if fresh > 0.0 {
-            self.noise.resize(latent.len(), 0.0);
-            draw(&mut self.noise);
-            combine(latent, 1.0, &[(fresh, &self.noise)]);
+        let noise = match fresh > 0.0 {
+            true => {
+                self.noise.resize(latent.len(), 0.0);
+                draw(&mut self.noise);
+                forms[0] = forms[0].combined(1.0, &[(fresh, Form::of(Vector::Last))]);
+                Some(Tensor::from_f32(&self.noise, latent.shape())?)
+            }
+            false => None,
+        };
+        let mut made = self.vectors(latent, answer, noise.as_ref()).sums(&forms)?.into_iter();
+        let next = made.next();
+        match (&mut self.rule, made.next(), made.next()) {
+            (Rule::UniPc(unipc), Some(picture), Some(start)) => unipc.remember(step, left, picture, start),
+            (Rule::Dpm(solver), Some(picture), _) => solver.remember(step, picture),
+            _ => (),
         }
+        *latent = next.unwrap_or_else(|| latent.clone());
         self.index += 1;
-        true
+        Ok(())
+    }
+
+    /// The tensors that a step starts from.
+    fn vectors<'a>(&'a self, latent: &'a Tensor, answer: &'a Guided, noise: Option<&'a Tensor>) -> Vectors<'a> {
+        let mut vectors = Vectors::default();
+        vectors.set(Vector::Latent, Some(latent));
+        answer.put_into(&mut vectors);
+        let history = match &self.rule {
+            Rule::OneStep { .. } => None,
+            Rule::UniPc(unipc) => Some(unipc.history()),
+            Rule::Dpm(solver) => Some(solver.history()),
+        };
+        history.into_iter().flat_map(multistep::History::pictures).for_each(|(v, picture)| vectors.set(v, Some(picture)));
+        let start = match &self.rule {
+            Rule::UniPc(unipc) => unipc.start(),
+            _ => None,
+        };
+        vectors.set(Vector::Last, noise.or(start));
+        vectors
     }
 }

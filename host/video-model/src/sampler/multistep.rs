@@ -1,14 +1,14 @@
 //! What UniPC and DPM-Solver++ share: predictions of the picture at past levels, and the exact solution of the linear
 //! part of the equation between two levels.
 
-use super::combine::combine;
+use super::form::{Form, Vector};
 use super::level::Level;
-use super::prediction::Mix;
+use kernels::Tensor;
 
-/// Predicted pictures at the last levels, newest first. Buffers are used again.
+/// Predicted pictures at the last levels, newest first.
 #[derive(Debug)]
 pub(super) struct History {
-    entries: Vec<(Level, Vec<f32>)>,
+    entries: Vec<(Level, Tensor)>,
     count_max: usize,
 }
 
@@ -21,28 +21,47 @@ impl History {
         self.entries.len()
     }
 
-    /// A buffer for the next prediction: the oldest one's, once there are as many as are looked at.
-    pub(super) fn predict(&mut self, mix: Mix, latent: &[f32], answer: &[f32]) -> Vec<f32> {
-        let mut picture = match self.entries.len() > self.count_max {
-            true => self.entries.pop().map(|(_, picture)| picture).unwrap_or_default(),
-            false => Vec::new(),
-        };
-        picture.clear();
-        picture.extend_from_slice(latent);
-        combine(&mut picture, mix.latent, &[(mix.answer, answer)]);
-        picture
-    }
-
-    pub(super) fn push(&mut self, level: Level, picture: Vec<f32>) {
+    /// Puts a prediction first; the oldest one goes, once there are as many as are looked at.
+    pub(super) fn push(&mut self, level: Level, picture: Tensor) {
+        self.entries.truncate(self.count_max - 1);
         self.entries.insert(0, (level, picture));
     }
 
-    pub(super) fn picture(&self, age: usize) -> &[f32] {
-        &self.entries[age].1
+    pub(super) fn pictures(&self) -> impl Iterator<Item = (Vector, &Tensor)> {
+        self.entries.iter().enumerate().map(|(age, (_, picture))| (Vector::Picture(age), picture))
     }
 
     pub(super) fn level(&self, age: usize) -> Level {
         self.entries[age].0
+    }
+}
+
+/// The predictions that a rule looks at within a step: the one just made, and those before it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Predictions<'a> {
+    pub(super) history: &'a History,
+    pub(super) newest: Option<(Level, Form)>,
+}
+
+impl Predictions<'_> {
+    pub(super) fn len(&self) -> usize {
+        (self.history.len() + usize::from(self.newest.is_some())).min(self.history.count_max)
+    }
+
+    pub(super) fn picture(&self, age: usize) -> Form {
+        match (self.newest, age) {
+            (Some((_, form)), 0) => form,
+            (Some(_), age) => Form::of(Vector::Picture(age - 1)),
+            (None, age) => Form::of(Vector::Picture(age)),
+        }
+    }
+
+    pub(super) fn level(&self, age: usize) -> Level {
+        match (self.newest, age) {
+            (Some((level, _)), 0) => level,
+            (Some(_), age) => self.history.level(age - 1),
+            (None, age) => self.history.level(age),
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! UniPC (arXiv 2302.04867), orders 1 to 3, on predictions of the picture.
 
-use super::combine::combine;
-use super::multistep::{History, Interval};
-use super::prediction::Mix;
+use super::form::{Form, Vector};
+use super::multistep::{History, Interval, Predictions};
 use super::schedule::Step;
+use kernels::Tensor;
 use pipeline::SolverType;
 
 /// Highest order.
@@ -14,7 +14,7 @@ const ORDER_MAX: usize = 3;
 pub(super) struct UniPc {
     history: History,
     /// The latent that the last step started from.
-    start: Vec<f32>,
+    start: Option<Tensor>,
     solver_type: SolverType,
     order_max: usize,
     /// Order of the last step.
@@ -24,44 +24,72 @@ pub(super) struct UniPc {
 impl UniPc {
     pub(super) fn new(order: u32, solver_type: SolverType) -> Self {
         let order_max = (order as usize).clamp(1, ORDER_MAX);
-        Self { history: History::new(order_max), start: Vec::new(), solver_type, order_max, order: 0 }
+        Self { history: History::new(order_max), start: None, solver_type, order_max, order: 0 }
     }
 
-    /// Moves `latent` over `step`; `left` steps are left, this one included.
-    pub(super) fn step(&mut self, mix: Mix, step: &Step, left: usize, latent: &mut [f32], answer: &[f32]) {
-        let picture = self.history.predict(mix, latent, answer);
-        if self.order > 0 {
-            // Before the history moves on: the corrector redoes the previous step, now that its end has been evaluated.
-            let interval = Interval::between(self.history.level(0), step.from);
-            latent.copy_from_slice(&self.start);
-            self.advance(interval, latent, Some(&picture));
-        }
+    pub(super) fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The tensor called [`Vector::Last`].
+    pub(super) fn start(&self) -> Option<&Tensor> {
+        self.start.as_ref()
+    }
+
+    /// The latent after `step`, and the corrected one before it; `picture` is what the answer predicts, and `left` steps
+    /// are left, this one included.
+    pub(super) fn step(&self, picture: Form, step: &Step, left: usize) -> [Form; 2] {
+        let before = Predictions { history: &self.history, newest: None };
+        // The corrector redoes the previous step, now that its end has been evaluated.
+        let start = match self.order {
+            0 => Form::of(Vector::Latent),
+            order => {
+                let interval = Interval::between(before.level(0), step.from);
+                self.advanced(Form::of(Vector::Last), interval, before, order, Some(picture))
+            }
+        };
+        let now = Predictions { history: &self.history, newest: Some((step.from, picture)) };
+        let order = self.next_order(left, now.len());
+        [self.advanced(start, Interval::between(step.from, step.to), now, order, None), start]
+    }
+
+    /// Keeps what the next step looks at.
+    pub(super) fn remember(&mut self, step: &Step, left: usize, picture: Tensor, start: Tensor) {
         self.history.push(step.from, picture);
-        // Lower orders at the end: the last step leads to an infinite signal-to-noise ratio.
-        self.order = self.order_max.min(left).min(self.history.len());
-        self.start.clear();
-        self.start.extend_from_slice(latent);
-        self.advance(Interval::between(step.from, step.to), latent, None);
+        self.start = Some(start);
+        self.order = self.next_order(left, self.history.len());
     }
 
-    /// Over `interval` from the newest level, with the picture at its end when that is known.
-    fn advance(&self, interval: Interval, latent: &mut [f32], end: Option<&[f32]>) {
-        let ratios: Vec<f64> = (1..self.order).map(|age| interval.position(self.history.level(age))).collect();
+    /// Lower orders at the end: the last step leads to an infinite signal-to-noise ratio.
+    fn next_order(&self, left: usize, known: usize) -> usize {
+        self.order_max.min(left).min(known)
+    }
+
+    /// `latent` over `interval` from the newest level, with the picture at its end when that is known.
+    fn advanced(
+        &self,
+        latent: Form,
+        interval: Interval,
+        known: Predictions<'_>,
+        order: usize,
+        end: Option<Form>,
+    ) -> Form {
+        let ratios: Vec<f64> = (1..order).map(|age| interval.position(known.level(age))).collect();
         let weights = self.weights(interval.h, &ratios, end.is_some());
         let scale = -interval.alpha * self.base(-interval.h);
         let mut newest = -interval.alpha * (-interval.h).exp_m1();
-        let mut terms: Vec<(f64, &[f32])> = Vec::with_capacity(ORDER_MAX + 1);
+        let mut terms = Vec::with_capacity(ORDER_MAX + 1);
         for (age, (ratio, weight)) in ratios.iter().zip(&weights).enumerate() {
             let slope = scale * weight / ratio;
-            terms.push((slope, self.history.picture(age + 1)));
+            terms.push((slope, known.picture(age + 1)));
             newest -= slope;
         }
         if let (Some(end), Some(weight)) = (end, weights.last()) {
             terms.push((scale * weight, end));
             newest -= scale * weight;
         }
-        terms.push((newest, self.history.picture(0)));
-        combine(latent, interval.keep, &terms);
+        terms.push((newest, known.picture(0)));
+        latent.combined(interval.keep, &terms)
     }
 
     /// B(h) for h with its sign changed.

@@ -8,7 +8,7 @@ use super::config::TransformerConfig;
 use crate::error::Result;
 use crate::precision::Precision;
 use crate::weights::{Scope, Weights};
-use kernels::Arena;
+use kernels::{Arena, CudaDevice};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -49,6 +49,10 @@ impl BlockStore {
         Ok(Self::Streamed(blocks))
     }
 
+    pub(super) fn is_resident(&self) -> bool {
+        matches!(self, Self::Resident(_))
+    }
+
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Resident(blocks) => blocks.len(),
@@ -81,11 +85,14 @@ impl StreamedBlocks {
                 return work(index, &block);
             }
             // The next block is packed by whichever thread of the pool is free first, in the memory of this one.
-            let arena = Arena::current();
+            let (arena, device) = (Arena::current(), CudaDevice::current());
             let next = &mut loaded;
             rayon::in_place_scope(|pool| {
                 pool.spawn(move |_| {
-                    let load = || self.load(index + 1);
+                    let load = || match &device {
+                        Some(device) => device.scope(|| self.load(index + 1)),
+                        None => self.load(index + 1),
+                    };
                     *next = Some(arena.map_or_else(load, |arena| arena.scope(load)));
                 });
                 work(index, &block)

@@ -7,12 +7,14 @@ mod cache;
 mod config;
 mod context;
 mod layer;
+mod recorded;
 mod time;
 
 pub use blocks::Residency;
 pub use cache::{StepCache, StepCacheStats};
 pub use config::TransformerConfig;
 pub use context::Context;
+pub use recorded::RecordedPass;
 pub use time::Timestep;
 
 use crate::error::{ModelError, Result};
@@ -146,17 +148,32 @@ impl WanTransformer {
         mut trace: impl FnMut(usize, &Tensor),
     ) -> Result<Vec<Tensor>> {
         let grid = self.grid(latent)?;
+        let waves = self.time.waves(timestep, grid[0])?.tensor()?;
+        self.pass(latent, &waves, contexts, adapters, cache, &mut trace)
+    }
+
+    /// A pass over inputs that are tensors already.
+    fn pass(
+        &self,
+        latent: &Tensor,
+        waves: &Tensor,
+        contexts: &[&Context],
+        adapters: Option<&Adapters>,
+        cache: Option<&mut StepCache>,
+        trace: &mut impl FnMut(usize, &Tensor),
+    ) -> Result<Vec<Tensor>> {
+        let grid = self.grid(latent)?;
         if contexts.iter().any(|c| c.blocks() != self.blocks.len() || c.text().shape()[1] != self.config.width()) {
             return Err(ModelError::Input("the context was made by another transformer".to_owned()));
         }
         let outside = adapters.map(Adapters::outside);
-        let modulation = self.time.forward(timestep, grid[0], outside)?;
+        let modulation = self.time.forward(waves, outside)?;
         let pass = Pass { contexts, modulation, rope: self.rope_table(grid)?, adapters };
         let tokens = patchify(&latent.to_dtype(Dtype::F32), self.config.patch_size)?;
         let first = self.patch_embedding.forward(&tokens, Activation::None, Dtype::F32, outside)?;
         let last = match cache {
-            None => self.all_blocks(&pass, first, &mut trace)?,
-            Some(cache) => self.cached_blocks(&pass, &first, cache, &mut trace)?,
+            None => self.all_blocks(&pass, first, trace)?,
+            Some(cache) => self.cached_blocks(&pass, &first, cache, trace)?,
         };
         last.iter().map(|x| self.head(x, &pass.modulation.time, grid, outside)).collect()
     }

@@ -31,6 +31,20 @@ impl Timestep<'_> {
     }
 }
 
+/// Sinusoids of a step's timesteps: the only thing in a pass that comes from the host.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Waves {
+    /// [groups, frequencies]
+    pub(super) values: Vec<f32>,
+    pub(super) groups: usize,
+}
+
+impl Waves {
+    pub(super) fn tensor(&self) -> Result<Tensor> {
+        Ok(Tensor::from_f32(&self.values, &[self.groups, self.values.len() / self.groups])?)
+    }
+}
+
 /// Sinusoids → two layers (`temb`) → the modulation that all blocks share.
 pub(super) struct TimeEmbedding {
     frequencies: usize,
@@ -76,17 +90,16 @@ impl TimeEmbedding {
         })
     }
 
-    /// The modulation of a clip of `frames` rows of patches in time.
-    pub(super) fn forward(
-        &self,
-        timestep: Timestep<'_>,
-        frames: usize,
-        adapters: Option<&LayerAdapters>,
-    ) -> Result<Modulation> {
+    /// The timesteps of a clip of `frames` rows of patches in time as sinusoids [groups, frequencies].
+    pub(super) fn waves(&self, timestep: Timestep<'_>, frames: usize) -> Result<Waves> {
         let timesteps = timestep.groups(frames)?;
-        let waves = timesteps.iter().flat_map(|t| sinusoids(*t, self.frequencies)).collect();
-        let waves = Tensor::from_vec(waves, &[timesteps.len(), self.frequencies])?;
-        let hidden = self.linear_1.forward(&waves, Activation::Silu, Dtype::F32, adapters)?;
+        let values = timesteps.iter().flat_map(|t| sinusoids(*t, self.frequencies)).collect();
+        Ok(Waves { values, groups: timesteps.len() })
+    }
+
+    /// What sinusoids [groups, frequencies] make of the layers.
+    pub(super) fn forward(&self, waves: &Tensor, adapters: Option<&LayerAdapters>) -> Result<Modulation> {
+        let hidden = self.linear_1.forward(waves, Activation::Silu, Dtype::F32, adapters)?;
         let time = self.linear_2.forward(&hidden, Activation::None, Dtype::F32, adapters)?;
         let all = activate(&time, Activation::Silu);
         let all = self.projection.forward(&all, Activation::None, Dtype::F32, adapters)?;
