@@ -72,7 +72,7 @@ impl CudaBuffer {
         }
         let (to, from) = (self.pointer + to as u64, source.pointer + from as u64);
         // SAFETY: both ranges were checked, and the stream keeps the order.
-        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.device.stream()) };
+        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.device.stream().raw()) };
         self.device.remember(copied.checked(op))
     }
 
@@ -83,7 +83,7 @@ impl CudaBuffer {
             return Ok(());
         }
         // SAFETY: the range is this buffer's.
-        let cleared = unsafe { result::memset_d8_async(self.pointer, 0, self.bytes, self.device.stream()) };
+        let cleared = unsafe { result::memset_d8_async(self.pointer, 0, self.bytes, self.device.stream().raw()) };
         self.device.remember(cleared.checked(op))
     }
 

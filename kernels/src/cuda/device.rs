@@ -47,7 +47,10 @@ struct Inner {
     info: CudaInfo,
     context: Arc<Context>,
     /// Where new buffers come from.
-    pool: Mutex<Arc<Pool>>,
+    pool: Arc<Pool>,
+    /// Held for each call that uses the stream, and all the while that a graph is recorded on it: what other threads queue
+    /// (a model that is being loaded) must not become part of the graph.
+    stream_use: Mutex<()>,
     kernels: Mutex<Kernels>,
     staging: Staging,
     /// Recorded around timed work.
@@ -76,6 +79,20 @@ thread_local! {
     // As with arenas: an argument would go through every function of every model and change none of their results. A scope
     // is entered by whoever owns the device, and left again when it ends.
     static CURRENT: RefCell<Option<CudaDevice>> = const { RefCell::new(None) };
+    // Set while this thread records a graph: the pool that the graph's memory comes from.
+    static RECORDING: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
+}
+
+/// The device's stream, and the right to use it.
+pub(super) struct StreamTurn<'d> {
+    stream: sys::CUstream,
+    _alone: Option<MutexGuard<'d, ()>>,
+}
+
+impl StreamTurn<'_> {
+    pub(super) fn raw(&self) -> sys::CUstream {
+        self.stream
+    }
 }
 
 impl CudaDevice {
@@ -107,7 +124,8 @@ impl CudaDevice {
         let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).checked(OP);
         let inner = Inner {
             info: info(OP, ordinal, device)?,
-            pool: Mutex::new(Pool::new(Arc::clone(&context), sizes)),
+            pool: Pool::new(Arc::clone(&context), sizes),
+            stream_use: Mutex::new(()),
             context,
             kernels: Mutex::default(),
             staging: Staging::new(),
@@ -147,7 +165,7 @@ impl CudaDevice {
         let record = |event| {
             self.enter(OP)?;
             // SAFETY: event and stream are of this context.
-            self.remember(unsafe { result::event::record(event, self.stream()) }.checked(OP))
+            self.remember(unsafe { result::event::record(event, self.stream().raw()) }.checked(OP))
         };
         record(start)?;
         let made = work();
@@ -163,7 +181,7 @@ impl CudaDevice {
         const OP: &str = "CudaDevice::synchronize";
         self.enter(OP)?;
         // SAFETY: the stream is of this context.
-        self.remember(unsafe { result::stream::synchronize(self.stream()) }.checked(OP))
+        self.remember(unsafe { result::stream::synchronize(self.stream().raw()) }.checked(OP))
     }
 
     /// Throws the context away, with everything that was in it, and opens the device again. Tensors and models of the old
@@ -318,8 +336,10 @@ impl CudaDevice {
         result
     }
 
-    pub(super) fn stream(&self) -> sys::CUstream {
-        self.inner.context.stream
+    /// The stream, for one call; waits while another thread records a graph on it.
+    pub(super) fn stream(&self) -> StreamTurn<'_> {
+        let recording = RECORDING.with_borrow(|pool| pool.is_some());
+        StreamTurn { stream: self.inner.context.stream, _alone: (!recording).then(|| lock(&self.inner.stream_use)) }
     }
 
     pub(super) fn context(&self) -> &Arc<Context> {
@@ -330,23 +350,21 @@ impl CudaDevice {
         &self.inner.staging
     }
 
-    /// Runs `work` with new buffers from another pool.
-    pub(super) fn with_pool<R>(&self, pool: Arc<Pool>, work: impl FnOnce() -> R) -> R {
-        struct Restore<'a>(&'a CudaDevice, Option<Arc<Pool>>);
-        impl Drop for Restore<'_> {
+    /// Runs `work` with this thread's new buffers from the pool of a graph that it records.
+    pub(super) fn recording<R>(&self, pool: Arc<Pool>, work: impl FnOnce() -> R) -> R {
+        struct Over;
+        impl Drop for Over {
             fn drop(&mut self) {
-                if let Some(pool) = self.1.take() {
-                    *lock(&self.0.inner.pool) = pool;
-                }
+                RECORDING.set(None);
             }
         }
-        let before = std::mem::replace(&mut *lock(&self.inner.pool), pool);
-        let _restore = Restore(self, Some(before));
+        RECORDING.set(Some(pool));
+        let _over = Over;
         work()
     }
 
     fn pool(&self) -> Arc<Pool> {
-        Arc::clone(&lock(&self.inner.pool))
+        RECORDING.with_borrow(|pool| pool.clone()).unwrap_or_else(|| Arc::clone(&self.inner.pool))
     }
 
     fn fail(&self, error: Error) {

@@ -33,11 +33,21 @@ impl CudaDevice {
         // Relaxed: regions of the graph's own pool are allocated while it is recorded.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is this device's and records nothing yet: a nested capture is refused by the driver.
-        self.remember(unsafe { result::stream::begin_capture(self.stream(), mode) }.checked(OP))?;
-        let made = self.with_pool(Arc::clone(&pool), work);
+        let stream = self.stream();
+        self.remember(unsafe { result::stream::begin_capture(stream.raw(), mode) }.checked(OP))?;
+        let made = self.recording(Arc::clone(&pool), work);
         // SAFETY: capture was begun above.
-        let graph = unsafe { result::stream::end_capture(self.stream()) }.checked(OP);
-        let (made, graph) = (made?, self.remember(graph)?);
+        let graph = unsafe { result::stream::end_capture(stream.raw()) }.checked(OP);
+        drop(stream);
+        let graph = self.remember(graph)?;
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => {
+                // SAFETY: the graph is whole, and nobody has it.
+                let _ = unsafe { result::graph::destroy(graph) };
+                return Err(error);
+            }
+        };
         let mut executable = std::ptr::null_mut();
         // SAFETY: the graph is whole; the executable one does not need it any more.
         let instantiated = unsafe {
@@ -56,7 +66,7 @@ impl CudaGraph {
         const OP: &str = "CudaGraph::launch";
         self.device.enter(OP)?;
         // SAFETY: the executable is of this context; its memory is the graph's own.
-        let launched = unsafe { result::graph::launch(self.executable, self.device.stream()) };
+        let launched = unsafe { result::graph::launch(self.executable, self.device.stream().raw()) };
         self.device.remember(launched.checked(OP))
     }
 

@@ -161,7 +161,7 @@ impl<'d> Launch<'d> {
         // SAFETY: the driver copies the arguments before it returns. That they are those of the kernel, and point to as much
         // memory as it uses, is what the operation that put the launch together has checked.
         let launched = unsafe {
-            result::launch_kernel(self.function, (x, y, z), threads, shared, self.device.stream(), &mut pointers)
+            result::launch_kernel(self.function, (x, y, z), threads, shared, self.device.stream().raw(), &mut pointers)
         };
         self.device.remember(launched.checked(self.name))
     }

@@ -46,9 +46,9 @@ impl Staging {
                 pinned.copy_from_slice(part);
                 let at = to + (i * HALF_BYTES) as u64;
                 // SAFETY: the caller owns so many bytes at `to`; the half is not written before its event.
-                unsafe { result::memcpy_htod_async(at, pinned, device.stream()) }.checked(op)?;
+                unsafe { result::memcpy_htod_async(at, pinned, device.stream().raw()) }.checked(op)?;
                 // SAFETY: event and stream are of this context.
-                unsafe { result::event::record(halves.free[half], device.stream()) }.checked(op)?;
+                unsafe { result::event::record(halves.free[half], device.stream().raw()) }.checked(op)?;
                 halves.next += 1;
             }
             Ok(())
@@ -63,9 +63,9 @@ impl Staging {
                 let pinned = unsafe { std::slice::from_raw_parts_mut(halves.half(0), part.len()) };
                 let at = from + (i * HALF_BYTES) as u64;
                 // SAFETY: the caller owns so many bytes at `from`.
-                unsafe { result::memcpy_dtoh_async(pinned, at, device.stream()) }.checked(op)?;
+                unsafe { result::memcpy_dtoh_async(pinned, at, device.stream().raw()) }.checked(op)?;
                 // SAFETY: the stream is of this context.
-                unsafe { result::stream::synchronize(device.stream()) }.checked(op)?;
+                unsafe { result::stream::synchronize(device.stream().raw()) }.checked(op)?;
                 part.copy_from_slice(pinned);
             }
             Ok(())

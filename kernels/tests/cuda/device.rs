@@ -1,5 +1,5 @@
 use crate::support::{bench, random, relative_error};
-use kernels::{CudaDevice, Device, Dtype, Error, Tensor};
+use kernels::{CudaDevice, Device, Dtype, Error, Tensor, add};
 
 #[test]
 fn tensors_go_to_the_device_and_come_back_unchanged() {
@@ -94,4 +94,60 @@ fn the_time_of_work_is_the_devices() {
     let (made, ns) = bench.device.timed(|| bench.on_device(&random(&[1 << 20], 1))).unwrap();
     assert_eq!(made.len(), 1 << 20);
     assert!(ns > 1_000, "{ns} ns for a copy of 4 MB");
+}
+
+#[test]
+fn a_recorded_graph_gives_what_its_inputs_are_now() {
+    let bench = bench();
+    let [mut x, y] = [1, 2].map(|seed| bench.on_device(&random(&[1000], seed)));
+    let before = bench.standin.graph_launches();
+    // What is made on the way is dropped while recording, and its memory used again.
+    let (sum, graph) = bench.device.capture(|| add(&add(&add(&x, &y)?, &y)?, &x)).unwrap();
+    for seed in [3, 4] {
+        let now = random(&[1000], seed);
+        x.write_f32(&now.to_vec_f32()).unwrap();
+        graph.launch().unwrap();
+        let y = y.to_host().unwrap();
+        assert_eq!(relative_error(&sum, &add(&add(&add(&now, &y).unwrap(), &y).unwrap(), &now).unwrap()), 0.0);
+    }
+    assert_eq!(bench.standin.graph_launches() - before, 2);
+    assert!(graph.held_bytes() >= 3 * 4000);
+}
+
+#[test]
+fn a_graph_that_waits_for_the_host_is_refused_and_the_device_can_be_reset() {
+    let bench = bench();
+    let x = bench.on_device(&random(&[10], 1));
+    let error = bench.device.capture(|| x.to_host()).unwrap_err();
+    assert!(matches!(error, Error::Device { .. }), "{error}");
+    let device = bench.device.reset().unwrap();
+    assert!(random(&[10], 1).to_device(&device).is_ok());
+}
+
+#[test]
+fn what_other_threads_queue_does_not_become_part_of_a_graph() {
+    let bench = bench();
+    let x = bench.on_device(&random(&[1 << 14], 1));
+    let host = random(&[1 << 14], 2);
+    let (sum, graph) = std::thread::scope(|threads| {
+        let (started, begun) = std::sync::mpsc::channel();
+        let loader = {
+            let (device, host) = (bench.device.clone(), &host);
+            threads.spawn(move || {
+                begun.recv().unwrap();
+                host.to_device(&device).unwrap()
+            })
+        };
+        let recorded = bench.device.capture(|| {
+            started.send(()).unwrap();
+            // Long enough for the other thread to try.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            add(&x, &x)
+        });
+        let loaded = loader.join().unwrap();
+        assert_eq!(relative_error(&loaded, &host), 0.0);
+        recorded.unwrap()
+    });
+    graph.launch().unwrap();
+    assert_eq!(relative_error(&sum, &add(&x, &x).unwrap()), 0.0);
 }
