@@ -48,6 +48,8 @@ struct Device {
   int injected = kSuccess;
   long launches_until_failure = 0;
   Graph* capturing = nullptr;
+  // Whether calls that are not the stream's own, allocations for one, may be made meanwhile.
+  bool capture_is_relaxed = false;
 };
 
 std::mutex driver;
@@ -257,7 +259,7 @@ int cuMemGetInfo_v2(size_t* free, size_t* total) {
 int cuMemAlloc_v2(Pointer* at, size_t bytes) {
   LOCKED;
   if (bytes == 0) return kInvalidValue;
-  if (current->capturing != nullptr) return kCaptureUnsupported;
+  if (current->capturing != nullptr && !current->capture_is_relaxed) return kCaptureUnsupported;
   if (current->used_bytes + bytes > current->memory_bytes) return kOutOfMemory;
   // Exactly as long as asked for, so that the address sanitizer sees what lies beyond.
   void* memory;
@@ -366,9 +368,10 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   });
 }
 
-int cuStreamBeginCapture_v2(void*, int) {
+int cuStreamBeginCapture_v2(void*, int mode) {
   LOCKED;
   if (current->capturing != nullptr) return kCaptureUnsupported;
+  current->capture_is_relaxed = mode == 2;
   current->capturing = new Graph;
   return kSuccess;
 }
