@@ -174,18 +174,6 @@ KERNEL(kThreads) combine_step(const Step step, long long count) {
 }
 EXPORT(combine_step)
 
-// The sum over a block of kThreads, in its first thread.
-DEVICE double block_sum_f64(double x, double* part) {
-#pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) x += __shfl_xor_sync(~0u, x, mask);
-  __syncthreads();
-  if (lane() == 0) part[warp()] = x;
-  __syncthreads();
-  double sum = 0.0;
-  for (int w = 0; w < kThreads / kWarp; w++) sum += part[w];
-  return sum;
-}
-
 constexpr int kGramInputsMax = 4, kGramSums = kGramInputsMax * (kGramInputsMax + 3) / 2;
 struct GramInputs {
   const float* inputs[kGramInputsMax];
@@ -193,7 +181,7 @@ struct GramInputs {
 };
 
 KERNEL(kThreads) gram(const GramInputs of, double* part, long long count) {
-  SHARED(double, warps, [kThreads / kWarp]);
+  SHARED(double, of_warps, [kGramSums][kThreads / kWarp]);
   double sums[kGramSums];
 #pragma unroll
   for (int s = 0; s < kGramSums; s++) sums[s] = 0.0;
@@ -219,9 +207,15 @@ KERNEL(kThreads) gram(const GramInputs of, double* part, long long count) {
   }
 #pragma unroll
   for (int s = 0; s < kGramSums; s++) {
-    const double sum = block_sum_f64(sums[s], warps);
-    if (threadIdx.x == 0) part[blockIdx.x * kGramSums + s] = sum;
+#pragma unroll
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) sums[s] += __shfl_xor_sync(~0u, sums[s], mask);
+    if (lane() == 0) of_warps[s][warp()] = sums[s];
   }
+  __syncthreads();
+  if (threadIdx.x >= kGramSums) return;
+  double sum = 0.0;
+  for (int w = 0; w < kThreads / kWarp; w++) sum += of_warps[threadIdx.x][w];
+  part[blockIdx.x * kGramSums + threadIdx.x] = sum;
 }
 EXPORT(gram)
 

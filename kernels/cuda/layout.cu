@@ -4,7 +4,7 @@
 //
 //                inputs → outputs
 // join_rows      16 parts at most, each [rows, width] → y [rows, Σ count]: of every part's row the units start..start +
-//                count, side by side; a part without memory is zeros
+//                count, side by side
 // gather_rows    table [v, width], ids u32 [rows] → y [rows, width]
 // transpose      x [rows, columns] → y [columns, rows]
 // permute        x → y dense, of 7 dimensions (some of them 1): y's element (i₀, …, i₆) is x's at Σ iₖ · strideₖ
@@ -68,7 +68,7 @@ DEVICE void join_rows(const Parts& parts, Unit* y, long long rows, int width) {
     while (at.column >= parts.end[p]) p++;
     const int column = at.column - (p > 0 ? parts.end[p - 1] : 0) + parts.start[p];
     const Unit* values = static_cast<const Unit*>(parts.values[p]);
-    return values != nullptr ? values[at.row * parts.width[p] + column] : Unit{};
+    return values[at.row * parts.width[p] + column];
   });
 }
 

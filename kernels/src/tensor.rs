@@ -325,7 +325,7 @@ impl Tensor {
             Storage::F32(v) => Storage::F32(cut(v, width, &range)),
             Storage::Bf16(v) => Storage::Bf16(cut(v, width, &range)),
             Storage::Cuda(v) => {
-                let part = layout::Part { values: Some(self), width, start: range.start, count: range.len() };
+                let part = layout::Part { values: self, width, start: range.start, count: range.len() };
                 return layout::join_rows(v.buffer.device(), &[part], shape, v.dtype);
             }
         };
@@ -349,7 +349,7 @@ impl Tensor {
         }
     }
 
-    /// A matrix [m, k] with a column of zeros added: bf16 products read pairs.
+    /// A matrix [m, k] in host memory with a column of zeros added: bf16 products read pairs.
     pub(crate) fn with_zero_column(&self, m: usize, k: usize) -> Self {
         fn widen<T: Copy + Default>(values: &[T], m: usize, k: usize) -> Buffer<T> {
             let rows = values.chunks_exact(k).flat_map(|row| row.iter().copied().chain([T::default()]));
@@ -358,13 +358,7 @@ impl Tensor {
         let storage = match &*self.storage {
             Storage::F32(v) => Storage::F32(widen(v, m, k)),
             Storage::Bf16(v) => Storage::Bf16(widen(v, m, k)),
-            Storage::Cuda(v) => {
-                let (device, shape) = (v.buffer.device(), [m, k + 1]);
-                let row = layout::Part { values: Some(self), width: k, start: 0, count: k };
-                let zero = layout::Part { values: None, width: 0, start: 0, count: 1 };
-                let join = || layout::join_rows(device, &[row, zero], &shape, v.dtype);
-                return device.or_poisoned(&shape, v.dtype, join);
-            }
+            Storage::Cuda(_) => unreachable!("products on a device pad what they read"),
         };
         Self::new(storage, &[m, k + 1])
     }

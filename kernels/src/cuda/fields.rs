@@ -9,12 +9,7 @@ pub(crate) struct Fields(Vec<u8>);
 impl Fields {
     /// An array of `count` pointers: to the tensors, which the caller knows to be on the device, and null behind them.
     pub(crate) fn tensors<'a>(self, count: usize, tensors: impl IntoIterator<Item = &'a Tensor>) -> Self {
-        self.optional(count, tensors.into_iter().map(Some))
-    }
-
-    /// The same with tensors that may be absent: their pointers are null.
-    pub(crate) fn optional<'a>(self, count: usize, tensors: impl IntoIterator<Item = Option<&'a Tensor>>) -> Self {
-        let address = |tensor: Option<&Tensor>| tensor.and_then(Tensor::cuda).map_or(0, |cuda| cuda.buffer.pointer());
+        let address = |tensor: &Tensor| tensor.cuda().map_or(0, |cuda| cuda.buffer.pointer());
         self.array(count, 0u64, tensors.into_iter().map(address), u64::to_ne_bytes)
     }
 

@@ -157,7 +157,6 @@ pub fn all_finite(x: &Tensor) -> Result<bool> {
     if let Some(device) = device_of("all_finite", &[x])? {
         return cuda::all_finite(&device, x);
     }
-    // Bits instead of a conversion: exponents of ones are what is not finite.
     Ok(match (x.as_f32(), x.as_bf16()) {
         (Some(values), _) => values.iter().all(|v| v.is_finite()),
         (_, Some(values)) => values.iter().all(|v| v.is_finite()),

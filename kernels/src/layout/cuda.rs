@@ -12,10 +12,10 @@ const PARTS_MAX: usize = 16;
 const TILE: usize = 1024;
 const DIMENSIONS: usize = 7;
 
-/// Columns `start..start + count` of a matrix [rows, width]; zeros without one.
+/// Columns `start..start + count` of a matrix [rows, width].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part<'a> {
-    pub(crate) values: Option<&'a Tensor>,
+    pub(crate) values: &'a Tensor,
     pub(crate) width: usize,
     pub(crate) start: usize,
     pub(crate) count: usize,
@@ -25,7 +25,7 @@ impl<'a> Part<'a> {
     /// All of a tensor's last dimension.
     pub(crate) fn whole(values: &'a Tensor) -> Self {
         let width = values.shape().last().copied().unwrap_or(1);
-        Self { values: Some(values), width, start: 0, count: width }
+        Self { values, width, start: 0, count: width }
     }
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn join_rows(device: &CudaDevice, parts: &[Part<'_>], shape: &[usize]
     let ints = |fields: Fields, of: &dyn Fn(&Part<'_>) -> usize| {
         fields.ints(PARTS_MAX, parts.iter().map(|part| units(of(part)) as i32))
     };
-    let addresses = Fields::default().optional(PARTS_MAX, parts.iter().map(|part| part.values));
+    let addresses = Fields::default().tensors(PARTS_MAX, parts.iter().map(|part| part.values));
     let fields = ints(ints(addresses, &|part| part.width), &|part| part.start);
     let ends = parts.iter().scan(0, |end, part| {
         *end += units(part.count);

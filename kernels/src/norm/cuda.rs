@@ -4,8 +4,10 @@ use crate::cuda::{CudaDevice, Module};
 use crate::error::{Result, argument_error};
 use crate::tensor::{Dtype, Tensor};
 
-/// Values of a row at most, and groups of them that a thread holds.
+/// Values of a row at most, rows at most (their numbers are ints, also in a last block that is not full), and groups of
+/// values that a thread holds.
 const ROW_MAX: usize = 16_384;
+const ROWS_MAX: usize = i32::MAX as usize - THREADS;
 const HELD: usize = 4;
 const WARP: usize = 32;
 /// Threads of a block that holds several rows.
@@ -24,6 +26,9 @@ impl Teams {
     pub(crate) fn of(op: &'static str, rows: usize, d: usize, read: Dtype, written: Dtype) -> Result<Self> {
         if d > ROW_MAX {
             return argument_error(op, format!("rows of {d} values, {ROW_MAX} are the most on a device"));
+        }
+        if rows > ROWS_MAX {
+            return argument_error(op, format!("{rows} rows, {ROWS_MAX} are the most on a device"));
         }
         let group = if (read, written) == (Dtype::Bf16, Dtype::Bf16) { 8 } else { 4 };
         let least = d.div_ceil(group).div_ceil(HELD);
@@ -143,5 +148,6 @@ mod tests {
         assert_eq!(of(7, ROW_MAX, Dtype::F32), (1024, 1024, 7));
         assert_eq!(of(7, ROW_MAX, Dtype::Bf16), (512, 512, 7));
         assert!(Teams::of("test", 7, ROW_MAX + 1, Dtype::F32, Dtype::F32).is_err());
+        assert!(Teams::of("test", ROWS_MAX + 1, 8, Dtype::F32, Dtype::F32).is_err());
     }
 }
