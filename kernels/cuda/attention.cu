@@ -1,18 +1,19 @@
 // Attention: softmax(q·kᵀ·scale + bias)·v per head.
 //
-// inputs         q [queries, heads·d], k, v [keys, heads·d] bf16 or f32, heads side by side; bias f32 [heads, queries, keys]
-//                or null
+// inputs         q [queries, heads·d], k, v [keys, heads·d] bf16 or f32, heads side by side; bias f32 [heads, queries,
+//                keys] or null
 // outputs        out [queries, heads·d] of the same dtype, not aliased
-// preconditions  1 ≤ visible ≤ keys; heads ≤ 65535. attention_mma_W: d ≤ W, grid (queries / kRows<W> rounded up, heads),
-//                128 threads, kSharedBytes<W> of dynamic shared memory; without "_biased" the scale is above 0 and there is
-//                no bias. attention_fma: any d, grid (queries / 64 rounded up, heads, d / 128 rounded up), 256 threads
+// preconditions  1 ≤ visible ≤ keys; heads ≤ 65535. attention_mma_W: d ≤ W, grid (queries / kRows<W> rounded up,
+//                heads), 128 threads, kSharedBytes<W> of dynamic shared memory; without "_biased" the scale is above 0
+//                and there is no bias. attention_fma: any d, grid (queries / 64 rounded up, heads, d / 128 rounded up),
+//                256 threads
 // reference      attention::reference; relative RMSE ≤ 1e-2 (bf16: weights and result are rounded), ≤ 1e-4 (f32)
 // bound by       attention_mma: the tensor cores, 4·queries·visible·heads·d FLOP, and the exponentials,
 //                queries·visible·heads of 16 a cycle and multiprocessor; attention_fma: f32 arithmetic, the same FLOP
 // benchmark      attention
 //
-// Nothing of size queries × keys is ever stored: scores of a tile of keys become weights at once, relative to the largest
-// score so far, and what was summed under a smaller one is rescaled (Dao 2023, arXiv:2307.08691).
+// Nothing of size queries × keys is ever stored: scores of a tile of keys become weights at once, relative to the
+// largest score so far, and what was summed under a smaller one is rescaled (Dao 2023, arXiv:2307.08691).
 #include "mma.cuh"
 #include "softmax.cuh"
 
@@ -32,8 +33,8 @@ DEVICE const float* bias_row(const Attention& a, const float* bias, int query) {
 
 // ---- bf16 on tensor cores ----
 //
-// Each of four warps has 16 or 32 queries. Tiles of keys and of values follow each other through two buffers: while one is
-// used, the copies into the other are under way. Tiles go from the last, which may be partly masked, to the first.
+// Each of four warps has 16 or 32 queries. Tiles of keys and of values follow each other through two buffers: while one
+// is used, the copies into the other are under way. Tiles go from the last, which may be partly masked, to the first.
 
 constexpr int kMmaThreads = 128;
 
@@ -74,7 +75,8 @@ DEVICE void load_rows(unsigned char* tile, const bf16* __restrict__ from, const 
 
 // Scores of a warp's queries against a tile of keys.
 template <int width>
-DEVICE void score(float (&s)[Tiling<width>::kTiles][Tiling<width>::kKeys / 2], const unsigned char* q, const unsigned char* k) {
+DEVICE void score(float (&s)[Tiling<width>::kTiles][Tiling<width>::kKeys / 2], const unsigned char* q,
+                  const unsigned char* k) {
   using T = Tiling<width>;
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; tile++) {
@@ -234,8 +236,8 @@ ATTENTION_MMA(attention_mma_256_biased_bf16, 256, true)
 
 // ---- f32 arithmetic: f32 tensors, and bf16 heads too wide for the registers above ----
 //
-// A block has 64 queries and 128 columns of the values; each thread holds 4 × 4 scores and 4 × 8 sums. Operands lie in shared
-// memory with a row per column of theirs, so that four neighbours are one load.
+// A block has 64 queries and 128 columns of the values; each thread holds 4 × 4 scores and 4 × 8 sums. Operands lie in
+// shared memory with a row per column of theirs, so that four neighbours are one load.
 
 constexpr int kFmaThreads = 256;
 constexpr int kSide = 64;

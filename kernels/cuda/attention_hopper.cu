@@ -3,17 +3,17 @@
 // inputs         q [queries, heads·d], k, v [keys, heads·d] bf16, heads side by side, each by a tensor map of boxes of
 //                64 columns × 128 rows in the 128-byte swizzle; the maps of k and v end at the last visible key
 // outputs        out [queries, heads·d] bf16, not aliased
-// preconditions  compute capability 9.0; d is 64 or 128; unit = scale / ln 2 > 0; grid (queries / 128 rounded up, heads),
-//                384 threads, kSharedBytes<d> of dynamic shared memory
+// preconditions  compute capability 9.0; d is 64 or 128; unit = scale / ln 2 > 0; grid (queries / 128 rounded up,
+//                heads), 384 threads, kSharedBytes<d> of dynamic shared memory
 // reference      attention::reference; relative RMSE ≤ 1e-2 (weights and result are rounded to bf16)
 // bound by       the tensor cores, 4·queries·keys·heads·d FLOP; then the exponentials, queries·keys·heads of 16 a cycle
 // benchmark      attention
 //
-// Of three warpgroups one copies: it gives its registers away, and one thread keeps two tiles of keys and of values under way.
-// The other two have 64 queries each. A warpgroup's tensor work overlaps with exponentials twice over: with its own, since
-// the scores of the next tile and the sums of the last are asked for together and the softmax of those scores runs while the
-// sums are still under way; and with the other warpgroup's, since the two take turns at asking (named barriers).
-// The design is that of FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608).
+// Of three warpgroups one copies: it gives its registers away, and one thread keeps two tiles of keys and of values
+// under way. The other two have 64 queries each. A warpgroup's tensor work overlaps with exponentials twice over: with
+// its own, since the scores of the next tile and the sums of the last are asked for together and the softmax of those
+// scores runs while the sums are still under way; and with the other warpgroup's, since the two take turns at asking
+// (named barriers). The design is that of FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608).
 #include "hopper.cuh"
 #include "softmax.cuh"
 
@@ -124,7 +124,7 @@ DEVICE void release(uint64_t* empty) {
   if (lane() == 0) barrier_arrive(empty);
 }
 
-// A warpgroup asks for products when it is its turn, and then passes the turn to the other. Its barrier is 1 + its number.
+// A warpgroup asks for products when it is its turn, and then passes the turn on. Its barrier is 1 + its number.
 struct Turns {
   int mine;
 
@@ -150,7 +150,8 @@ DEVICE void write(bf16* __restrict__ out, const float (&sums)[width / 2], const 
 
 // One warpgroup's 64 queries against all keys.
 template <int width>
-DEVICE void consume(const Shared<width>& shared, int group, bf16* __restrict__ out, int queries, int keys, int tiles, float unit) {
+DEVICE void consume(const Shared<width>& shared, int group, bf16* __restrict__ out, int queries, int keys, int tiles,
+                    float unit) {
   const uint32_t q = shared_address(shared.q) + group * 64 * kPanelColumns * 2;
   const Turns turns{group};
   Running running;
@@ -199,8 +200,8 @@ DEVICE void consume(const Shared<width>& shared, int group, bf16* __restrict__ o
 }
 
 template <int width>
-DEVICE void attend(const TensorMap* q, const TensorMap* k, const TensorMap* v, bf16* __restrict__ out, int queries, int keys,
-                   float unit) {
+DEVICE void attend(const TensorMap* q, const TensorMap* k, const TensorMap* v, bf16* __restrict__ out, int queries,
+                   int keys, float unit) {
   if constexpr (!kHopperCode) {
     refuse();
   } else {

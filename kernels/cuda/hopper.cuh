@@ -1,10 +1,11 @@
 // Hopper's own instructions (sm_90a): mbarriers, tensor copies (TMA), named barriers, register budgets and wgmma.
 //
-// Sources: PTX ISA 9.0, sections "mbarrier", "cp.async.bulk.tensor", "bar", "setmaxnreg" and "Asynchronous Warpgroup Level
-// Matrix Multiply-Accumulate"; CUDA driver API, cuTensorMapEncodeTiled. The twins for the CPU are in emulator/hopper.h.
+// Sources: PTX ISA 9.0, sections "mbarrier", "cp.async.bulk.tensor", "bar", "setmaxnreg" and "Asynchronous Warpgroup
+// Level Matrix Multiply-Accumulate"; CUDA driver API, cuTensorMapEncodeTiled. The twins for the CPU are in
+// emulator/hopper.h.
 //
-// Tiles in shared memory are panels of 64 bf16 (128 bytes) a row, rows dense, in the 128-byte swizzle: of an address, bits
-// 4..6 (which 16 bytes of the row) are exclusive-ored with bits 7..9 (which row of eight). Tensor copies write so
+// Tiles in shared memory are panels of 64 bf16 (128 bytes) a row, rows dense, in the 128-byte swizzle: of an address,
+// bits 4..6 (which 16 bytes of the row) are exclusive-ored with bits 7..9 (which row of eight). Tensor copies write so
 // (CU_TENSOR_MAP_SWIZZLE_128B), wgmma reads so (descriptor's mode 1). Since the pattern repeats each 1024 bytes of the
 // address itself, each panel starts at a multiple of 1024.
 #pragma once
@@ -33,8 +34,8 @@ struct alignas(64) TensorMap {
 // The address within the window of shared memory, as descriptors and instructions want it.
 DEVICE uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
 
-// An mbarrier of a phase that ends with `arrivals` arrivals and no announced bytes outstanding. One thread makes it, fences,
-// and the block synchronises before others use it.
+// An mbarrier of a phase that ends with `arrivals` arrivals and no announced bytes outstanding. One thread makes it,
+// fences, and the block synchronises before others use it.
 DEVICE void barrier_init(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
@@ -47,8 +48,8 @@ DEVICE void barrier_arrive_expect(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// Waits for the end of the phase of this parity: the first is 0, then they alternate. A wait for parity 1 of a new barrier
-// passes at once.
+// Waits for the end of the phase of this parity: the first is 0, then they alternate. A wait for parity 1 of a new
+// barrier passes at once.
 DEVICE void barrier_wait(uint64_t* barrier, int parity) {
   asm volatile(
       "{\n.reg .pred done;\n"
@@ -75,12 +76,13 @@ DEVICE void tensor_load(void* to, const TensorMap* map, int column, int row, uin
       : "memory");
 }
 
-// Hardware barriers 1 to 15 (0 is __syncthreads) of `threads` threads in whole warps: `sync` arrives and waits for the rest,
-// `arrive` goes on.
+// Hardware barriers 1 to 15 (0 is __syncthreads) of `threads` threads in whole warps: `sync` arrives and waits for the
+// rest, `arrive` goes on.
 DEVICE void named_sync(int id, int threads) { asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory"); }
 DEVICE void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory"); }
 
-// The registers of each thread of a warpgroup from here on. Raising waits until others of the block have lowered theirs.
+// The registers of each thread of a warpgroup from here on. Raising waits until others of the block have lowered
+// theirs.
 template <int count>
 DEVICE void registers_lower() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(count));
@@ -93,7 +95,8 @@ DEVICE void registers_raise() {
 // Products: A [64, 16] · B [16, n] + D [64, n], by the four warps of a warpgroup together, asynchronously.
 //
 // D: thread 32w + 4g + t holds in d[4j + i] row 16w + g + 8·(i / 2), column 8j + 2t + i % 2.
-// A in registers: words 0 and 1 hold columns 2t, 2t + 1 of rows 16w + g and 16w + g + 8, words 2 and 3 columns 2t + 8, 2t + 9.
+// A in registers: words 0 and 1 hold columns 2t, 2t + 1 of rows 16w + g and 16w + g + 8; words 2 and 3 hold columns
+// 2t + 8, 2t + 9.
 //
 // Order: wgmma_fence after ordinary writes to d or a and before the first product of a group; products; wgmma_commit;
 // wgmma_wait<n> until at most n groups are under way. Between, nobody touches d and a, nor the tiles in shared memory.
@@ -103,7 +106,8 @@ template <int newer>
 DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(newer) : "memory");
 }
-// Keeps the compiler from moving reads and writes of sums across this point: it does not know that products are asynchronous.
+// Keeps the compiler from moving reads and writes of sums across this point: it does not know that products are
+// asynchronous.
 template <int n>
 DEVICE void keep_in_registers(float (&d)[n]) {
 #pragma unroll
@@ -113,8 +117,8 @@ DEVICE void keep_in_registers(float (&d)[n]) {
 #define SUMS4_(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SUMS16_(i) SUMS4_(i), SUMS4_(i + 4), SUMS4_(i + 8), SUMS4_(i + 12)
 
-// The immediates after the predicate: signs of A and B (1: as they are), then whether A and B (of A in registers, only B) have
-// k along the rows (0) or down the columns (1).
+// The immediates after the predicate: signs of A and B (1: as they are), then whether A and B (of A in registers, only
+// B) have k along the rows (0) or down the columns (1).
 DEVICE void wgmma_shared_(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred p;\n"
@@ -194,15 +198,15 @@ DEVICE int warpgroup() { return threadIdx.x / kWarpgroup; }
 // A wgmma descriptor of a tile in the 128-byte swizzle. Addresses and offsets are in units of 16 bytes:
 //
 //   bits  0..13  start address: (address & 0x3ffff) >> 4
-//   bits 16..29  leading offset. k along the rows: not used by this swizzle (1 by convention). A row per k: from 64 columns
-//                to the next 64, that is from panel to panel
-//   bits 32..45  stride offset. k along the rows: from eight rows to the next eight. A row per k: from eight k to the next
-//                eight. In dense panels both are 1024 bytes
+//   bits 16..29  leading offset. k along the rows: not used by this swizzle (1 by convention). A row per k: from 64
+//                columns to the next 64, that is from panel to panel
+//   bits 32..45  stride offset. k along the rows: from eight rows to the next eight. A row per k: from eight k to the
+//                next eight. In dense panels both are 1024 bytes
 //   bits 49..51  base offset: 0, since all panels start at multiples of 1024
 //   bits 62..63  swizzle: 1 is 128 bytes (0 none, 2 64 bytes, 3 32 bytes)
 //
-// With k along the rows, the next 16 of k are 32 bytes on in the same panel: the start address says so, and the swizzle, a
-// function of the whole address, still fits. With a row per k they are two patterns of eight rows on.
+// With k along the rows, the next 16 of k are 32 bytes on in the same panel: the start address says so, and the
+// swizzle, a function of the whole address, still fits. With a row per k they are two patterns of eight rows on.
 DEVICE uint64_t descriptor(uint32_t address, int leading_bytes) {
   const uint64_t leading = leading_bytes == 0 ? 1 : leading_bytes >> 4;
   return (static_cast<uint64_t>(address & 0x3ffff) >> 4) | leading << 16 |

@@ -1,7 +1,7 @@
 // The running softmax of attention, on scores as tensor cores leave them in registers.
 //
-// A thread holds two rows of a tile of scores (its lane is 4g + t): s[4j + i] is row g + 8·(i / 2), column 8j + 2t + i % 2,
-// as mma.sync's and wgmma's sums are. The four lanes of a quad hold a row together.
+// A thread holds two rows of a tile of scores (its lane is 4g + t): s[4j + i] is of row g + 8·(i / 2) and column
+// 8j + 2t + i % 2, as mma.sync's and wgmma's sums are. The four lanes of a quad hold a row together.
 #pragma once
 
 #include "gpu.cuh"
@@ -34,8 +34,8 @@ DEVICE void mask_columns(float (&s)[n], int visible) {
   }
 }
 
-// Turns a tile's scores into weights 2^((score − largest so far)·unit), `unit` > 0. What was summed for a row before has to be
-// multiplied with its factor.
+// Turns a tile's scores into weights 2^((score − largest so far)·unit), `unit` > 0. What was summed for a row before
+// has to be multiplied with its factor.
 template <int n>
 DEVICE void soften(Running& running, float (&s)[n], float unit, float (&factor)[2]) {
 #pragma unroll

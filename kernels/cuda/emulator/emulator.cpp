@@ -93,7 +93,8 @@ void resume(size_t i) {
 #endif
 }
 
-// Below the stack lies a page that nobody may touch: a kernel that needs more ends the process instead of spoiling another.
+// Below the stack lies a page that nobody may touch: a kernel that needs more ends the process instead of spoiling
+// another.
 unsigned char* new_stack() {
   constexpr size_t kGuardBytes = 4096;
   void* low = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -164,34 +165,76 @@ std::string description_of_deadlock(const Block& b) {
   return text;
 }
 
-bool run_block(Block& b, std::string* error) {
-  std::vector<size_t> order(b.fibers.size());
-  for (size_t i = 0; i < order.size(); i++) order[i] = i;
-  for (;;) {
-    std::shuffle(order.begin(), order.end(), b.order);
-    bool ran = false;
-    for (size_t i : order) {
-      if (b.fibers[i].state != State::kReady) continue;
-      resume(i);
-      ran = true;
-      if (!b.error.empty()) {
-        *error = b.error;
-        return false;
+constexpr size_t kWarpThreads = 32;
+
+// The order in which warps, and threads within one, have their turns. Some warps stand back until nobody else can run:
+// they fall a whole stretch between two barriers behind, as a barrier that is missing there would allow.
+class Turns {
+ public:
+  enum class Ran { kSomeone, kNobody, kHeldBack };
+
+  explicit Turns(Block& b) : block_(b), warps_((b.fibers.size() + kWarpThreads - 1) / kWarpThreads), back_(warps_.size()) {
+    for (size_t i = 0; i < warps_.size(); i++) warps_[i] = i;
+    draw();
+  }
+
+  // A turn for every thread that can run. Stops at an error.
+  Ran round() {
+    Ran ran = Ran::kNobody;
+    std::shuffle(warps_.begin(), warps_.end(), block_.order);
+    for (size_t warp : warps_) {
+      if (!back_[warp]) {
+        if (run(warp)) ran = Ran::kSomeone;
+        if (!block_.error.empty()) return ran;
+      } else if (ran == Ran::kNobody && can_run(warp)) {
+        ran = Ran::kHeldBack;
       }
     }
-    const auto has_ended = [](const Fiber& f) { return f.state == State::kDone; };
-    if (std::all_of(b.fibers.begin(), b.fibers.end(), has_ended)) {
-      if (b.in_flight.empty()) return true;
-      *error = "the block ended while copies into its shared memory were under way";
-      return false;
+    if (ran != Ran::kSomeone || block_.order() % 256 == 0) draw();
+    return ran;
+  }
+
+ private:
+  void draw() {
+    for (auto&& back : back_) back = block_.order() % 2 == 0;
+  }
+  size_t end_of(size_t warp) const { return std::min((warp + 1) * kWarpThreads, block_.fibers.size()); }
+  bool can_run(size_t warp) const {
+    const auto first = block_.fibers.begin();
+    return std::any_of(first + warp * kWarpThreads, first + end_of(warp),
+                       [](const Fiber& f) { return f.state == State::kReady; });
+  }
+  bool run(size_t warp) {
+    std::array<size_t, kWarpThreads> threads;
+    const size_t first = warp * kWarpThreads, count = end_of(warp) - first;
+    for (size_t i = 0; i < count; i++) threads[i] = first + i;
+    std::shuffle(threads.begin(), threads.begin() + count, block_.order);
+    bool ran = false;
+    for (size_t i = 0; i < count && block_.error.empty(); i++) {
+      if (block_.fibers[threads[i]].state != State::kReady) continue;
+      resume(threads[i]);
+      ran = true;
     }
-    const bool landed = land(b, ran);
+    return ran;
+  }
+
+  Block& block_;
+  std::vector<size_t> warps_;
+  std::vector<bool> back_;
+};
+
+bool run_block(Block& b, std::string* error) {
+  Turns turns(b);
+  for (;;) {
+    const auto ran = turns.round();
+    const auto has_ended = [](const Fiber& f) { return f.state == State::kDone; };
+    const bool ended = b.error.empty() && std::all_of(b.fibers.begin(), b.fibers.end(), has_ended);
+    if (ended && b.in_flight.empty()) return true;
+    if (ended) b.error = "the block ended while copies into its shared memory were under way";
+    const bool landed = b.error.empty() && land(b, ran != Turns::Ran::kNobody);
+    if (b.error.empty() && !wake(b) && ran == Turns::Ran::kNobody && !landed) b.error = description_of_deadlock(b);
     if (!b.error.empty()) {
       *error = b.error;
-      return false;
-    }
-    if (!wake(b) && !ran && !landed) {
-      *error = description_of_deadlock(b);
       return false;
     }
   }

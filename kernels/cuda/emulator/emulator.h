@@ -2,8 +2,8 @@
 //
 // Threads of a block run in a shuffled order between barriers, so that a missing barrier shows as a wrong result under
 // some seed. Shared memory starts as NaN. Asynchronous copies happen when they are waited for, not earlier. Divergent
-// barriers end the launch with an error, and so does a block in which everyone waits for what nobody will do. What it does
-// not model: concurrency of blocks (they run one after another), the memory model's finer points, and time.
+// barriers end the launch with an error, and so does a block in which everyone waits for what nobody will do. What it
+// does not model: concurrency of blocks (they run one after another), the memory model's finer points, and time.
 #pragma once
 
 #include <algorithm>
@@ -117,7 +117,8 @@ extern Fiber* self;
 
 // Leaves the running fiber until the scheduler wakes it.
 void wait_as(State state);
-// Leaves the running fiber until `until` holds. Nobody who could make it hold is an error of the launch, which names `what`.
+// Leaves the running fiber until `until` holds. Nobody who could make it hold is an error of the launch, which names
+// `what`.
 void wait_until(const char* what, std::function<bool()> until);
 // The running block's T.
 template <class T>

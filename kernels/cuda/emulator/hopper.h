@@ -1,9 +1,9 @@
 // What hopper.cuh names, for the CPU: mbarriers, tensor copies, named barriers, register budgets and wgmma.
 //
-// The twins read the very descriptors, tensor maps and swizzled addresses that the hardware reads, and are as late as it may
-// be: a tensor copy lands some time after it was asked for (the scheduler decides), a product is computed when it is waited
-// for. A wrong descriptor therefore gives a wrong result, a wait for what never comes ends the launch with an error, and so
-// does an operand or an accumulator that changes while a product is under way.
+// The twins read the very descriptors, tensor maps and swizzled addresses that the hardware reads, and are as late as
+// it may be: a tensor copy lands some time after it was asked for (the scheduler decides), a product is computed when
+// it is waited for. A wrong descriptor therefore gives a wrong result, a wait for what never comes ends the launch with
+// an error, and so does an operand or an accumulator that changes while a product is under way.
 #pragma once
 
 #include "emulator.h"
@@ -30,7 +30,7 @@ constexpr uint32_t kDynamicShared = 1024 + 128;
 
 inline uint32_t address_of_shared(const void* at) {
   const auto offset = static_cast<const unsigned char*>(at) - block->dynamic_shared;
-  if (offset < 0 || offset >= static_cast<long>(block->dynamic_shared_bytes)) fail("an address outside of dynamic shared memory");
+  if (offset < 0 || offset >= static_cast<long>(block->dynamic_shared_bytes)) fail("an address that is not of shared memory");
   return kDynamicShared + static_cast<uint32_t>(offset);
 }
 // The memory at an address of the window; null outside of the launch's dynamic shared memory.
@@ -64,7 +64,8 @@ struct Operand {
   bool k_is_contiguous = true;
   std::vector<uint16_t> values;
 };
-// One wgmma of one warpgroup. Its operands are read when its first thread issues it and again when it is first waited for.
+// One wgmma of one warpgroup. Its operands are read when its first thread issues it and again when it is first waited
+// for.
 struct Product {
   Operand a, b;
   bool checked = false;
@@ -140,12 +141,13 @@ inline Share& issue(uint64_t a, uint64_t b, bool b_is_k_major, float* d, int col
   const size_t index = mine.issued++;
   if (index == products.size()) {
     products.emplace_back();
-    auto& product = products.back();
-    product.b = {b, columns, b_is_k_major, {}};
-    product.a = {a, 64, true, {}};
-    if (!read_operand(product.b) || (a != 0 && !read_operand(product.a))) fail("a wgmma descriptor that does not fit");
+    auto& made = products.back();
+    made.b = {b, columns, b_is_k_major, {}};
+    made.a = {a, 64, true, {}};
+    if (!read_operand(made.b) || (a != 0 && !read_operand(made.a))) fail("a wgmma descriptor that does not fit");
   }
-  if (products[index].b.descriptor != b || products[index].a.descriptor != a) fail("a warpgroup's threads disagree on a wgmma");
+  const auto& product = products[index];
+  if (product.b.descriptor != b || product.a.descriptor != a) fail("a warpgroup's threads disagree on a wgmma");
   const bool first = std::none_of(mine.shares.begin(), mine.shares.end(), [d](const Share& s) { return s.d == d; });
   mine.shares.push_back({index, mine.group, d, columns, accumulate, first, {}, {}});
   if (first) mine.shares.back().before.assign(d, d + columns / 2);
