@@ -110,6 +110,7 @@ DEVICE void ask_scores(float (&s)[kKeys / 2], uint32_t q, uint32_t k) {
 template <int width>
 DEVICE void ask_sums(float (&sums)[width / 2], const uint32_t (&weights)[kKeys / 16][4], uint32_t v) {
   keep_in_registers(sums);
+  keep_in_registers(weights);
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < kKeys / 16; step++) {

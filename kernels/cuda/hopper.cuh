@@ -26,7 +26,7 @@ constexpr bool kHopperCode = false;
 DEVICE void refuse() { __trap(); }
 
 // A CUtensorMap, made by the driver on the host and passed by value as a GRID_CONSTANT parameter.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 #define GRID_CONSTANT __grid_constant__
@@ -112,6 +112,12 @@ template <int n>
 DEVICE void keep_in_registers(float (&d)[n]) {
 #pragma unroll
   for (int i = 0; i < n; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+// The same of left operands.
+template <int n>
+DEVICE void keep_in_registers(const uint32_t (&a)[n][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * n; i++) asm volatile("" ::"r"(a[i / 4][i % 4]) : "memory");
 }
 
 #define SUMS4_(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])

@@ -411,7 +411,7 @@ int cuTensorMapEncodeTiled(TensorMap* map, int dtype, unsigned rank, void* addre
   constexpr int kBfloat16 = 9, kSwizzle128 = 3;
   LOCKED;
   if (dtype != kBfloat16 || rank != 2 || interleave != 0 || swizzle != kSwizzle128 || fill != 0) return kInvalidValue;
-  if (reinterpret_cast<uintptr_t>(map) % 64 != 0 || reinterpret_cast<uintptr_t>(address) % 16 != 0) return kInvalidValue;
+  if (reinterpret_cast<uintptr_t>(map) % alignof(TensorMap) != 0 || reinterpret_cast<uintptr_t>(address) % 16 != 0) return kInvalidValue;
   if (strides[0] % 16 != 0 || strides[0] >= uint64_t{1} << 40 || strides[0] < sizes[0] * 2) return kInvalidValue;
   for (int i = 0; i < 2; i++) {
     if (sizes[i] == 0 || sizes[i] > uint64_t{1} << 32 || box[i] == 0 || box[i] > 256) return kInvalidValue;

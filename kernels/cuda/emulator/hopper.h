@@ -9,7 +9,7 @@
 #include "emulator.h"
 
 // As large and as aligned as the driver's CUtensorMap. What is in it here is the stand-in driver's own (EncodedMap).
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 
@@ -279,6 +279,8 @@ void registers_raise() {
 
 template <int n>
 void keep_in_registers(float (&)[n]) {}
+template <int n>
+void keep_in_registers(const uint32_t (&)[n][4]) {}
 
 inline void wgmma_fence() { emulator::hopper().threads[emulator::self->linear].fenced = true; }
 inline void wgmma_commit() {

@@ -32,7 +32,7 @@ struct Matrix {
 }
 
 #[derive(Clone, Copy)]
-#[repr(align(64))]
+#[repr(align(128))]
 struct Map {
     _opaque: [u64; 16],
 }
