@@ -110,14 +110,17 @@ TILES_F32(linear_f32_bf16, bf16)
 
 // Rows as bytes with a scale each: scale = max |x| / largest, byte = x / scale rounded to nearest even.
 //
-// Inputs: x [m, k] f32 or bf16, row-major. Outputs: to [m, pitch] int8 or e4m3, zeros from k on; scales f32 [m], zero for
-//   rows of (nearly) zeros, not finite for rows that are not. Preconditions: pitch is k rounded up to a multiple of 16; one
-//   block of 256 threads per row.
-// Reference: gemm::QuantisedRows (int8), linear::e4m3; exact. Bound by memory: x read and to written once (the second pass
+// Inputs: x [m, k] f32 or bf16, row-major; `divides` says how x / scale is computed: as x · (1 / scale), which is how weights
+//   are made int8, or as x · (largest / max |x|). Outputs: to [m, pitch] int8 or e4m3, zeros from k on; scales f32 [m], zero
+//   for rows of (nearly) zeros, not finite for rows that are not. Preconditions: pitch is k rounded up to a multiple of 16;
+//   one block of 256 threads per row.
+// Reference: gemm::QuantisedRows and PackedLinear::int8 (int8), linear::e4m3; exact. Bound by memory: x read and to written once (the second pass
 //   over a row finds it in the cache). Benchmark: `linear` (part of every int8 and e4m3 case)
 constexpr int kQuantiseThreads = 256;
 // Rows whose largest value is smaller are taken as zeros: their inverse scale would not be finite.
 constexpr float kSmallest = 1e-30f;
+// The smallest normal number.
+constexpr float kNormal = 1.17549435e-38f;
 
 struct Int8Bytes {
   static constexpr float largest = 127.0f;
@@ -132,7 +135,7 @@ struct E4m3Bytes {
 };
 
 template <class Bytes, class T>
-DEVICE void quantise(float* part, const T* x, void* to, float* scales, int k, int pitch) {
+DEVICE void quantise(float* part, const T* x, void* to, float* scales, int k, int pitch, int divides) {
   const T* row = x + static_cast<long long>(blockIdx.x) * k;
   const bool whole = k % kGroup == 0;
   float largest = 0.0f, odd = 0.0f;
@@ -148,9 +151,11 @@ DEVICE void quantise(float* part, const T* x, void* to, float* scales, int k, in
   }
   largest = block_max(largest, part);
   odd = block_sum(odd, part);
-  const bool some = largest >= kSmallest;
-  const float inverse = some ? Bytes::largest / largest : 0.0f;
-  if (threadIdx.x == 0) scales[blockIdx.x] = (some ? largest / Bytes::largest : 0.0f) + odd;
+  const bool some = divides || largest >= kSmallest;
+  const float scale = some ? largest / Bytes::largest : 0.0f;
+  const float reciprocal = scale < kNormal ? 0.0f : 1.0f / scale;
+  const float inverse = divides ? reciprocal : some ? Bytes::largest / largest : 0.0f;
+  if (threadIdx.x == 0) scales[blockIdx.x] = scale + odd;
   for (int at = threadIdx.x * kGroup; at < pitch; at += kQuantiseThreads * kGroup) {
     float v[kGroup];
     load_up_to(row + at, k - at, whole, v);
@@ -162,9 +167,9 @@ DEVICE void quantise(float* part, const T* x, void* to, float* scales, int k, in
 }
 
 #define QUANTISE(name, Bytes, T)                                                                    \
-  KERNEL(kQuantiseThreads) name(const T* x, void* to, float* scales, int k, int pitch) {            \
+  KERNEL(kQuantiseThreads) name(const T* x, void* to, float* scales, int k, int pitch, int divides) { \
     SHARED(float, part, [kWarp]);                                                                   \
-    quantise<Bytes>(part, x, to, scales, k, pitch);                                                 \
+    quantise<Bytes>(part, x, to, scales, k, pitch, divides);                                                 \
   }                                                                                                 \
   EXPORT(name)
 

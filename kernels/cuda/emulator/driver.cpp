@@ -55,6 +55,7 @@ struct Device {
 std::mutex driver;
 std::set<void*> pinned, streams;
 int graph_launches = 0;
+long enqueued = 0;
 bool refuse_uncompiled = false;
 // The device of the calling thread's current context.
 thread_local Device* current = nullptr;
@@ -450,6 +451,25 @@ int cuGetErrorString(int result, const char** text) {
   return kSuccess;
 }
 
+// What the stand-ins of other libraries ask.
+
+// Runs `work` on the stream of the current context, or records it; `release` frees its state when it is no longer needed.
+int zoetrope_standin_enqueue(void* stream, void (*work)(void*), void* state, void (*release)(void*)) {
+  const std::shared_ptr<void> kept(state, release);
+  LOCKED;
+  if (streams.count(stream) == 0) return kInvalidValue;
+  enqueued++;
+  return now_or_in_graph([work, kept] {
+    work(kept.get());
+    return kSuccess;
+  });
+}
+// Whether all of the bytes lie within one allocation of the current context.
+int zoetrope_standin_owns(unsigned long long at, size_t bytes) {
+  std::lock_guard<std::mutex> locked(driver);
+  return current != nullptr && is_ours(at, bytes);
+}
+
 // What tests ask of the stand-in.
 
 // How often a kernel has run; -1 when there is none of that name.
@@ -501,5 +521,10 @@ size_t zoetrope_standin_used_bytes(int device) {
 int zoetrope_standin_graph_launches() {
   std::lock_guard<std::mutex> locked(driver);
   return graph_launches;
+}
+// How often another library's stand-in has queued work.
+long zoetrope_standin_enqueued() {
+  std::lock_guard<std::mutex> locked(driver);
+  return enqueued;
 }
 }

@@ -58,10 +58,16 @@ void multiply(D (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Wide 
 
 // e4m3: sign, 4 bits of exponent (bias 7), 3 of fraction; no infinities, all ones are NaN.
 inline float f32_of_e4m3(uint8_t bits) {
-  const int exponent = bits >> 3 & 15, fraction = bits & 7;
-  if ((bits & 0x7f) == 0x7f) return NAN;
-  const float size = exponent == 0 ? std::ldexp(float(fraction), -9) : std::ldexp(float(8 + fraction), exponent - 10);
-  return bits & 0x80 ? -size : size;
+  static const std::array<float, 256> values = [] {
+    std::array<float, 256> all;
+    for (int i = 0; i < 256; i++) {
+      const int exponent = i >> 3 & 15, fraction = i & 7;
+      const float size = exponent == 0 ? std::ldexp(float(fraction), -9) : std::ldexp(float(8 + fraction), exponent - 10);
+      all[i] = (i & 0x7f) == 0x7f ? NAN : i & 0x80 ? -size : size;
+    }
+    return all;
+  }();
+  return values[bits];
 }
 
 inline uint8_t e4m3_of_f32(float x) {

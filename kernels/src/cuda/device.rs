@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::{result, sys};
 
@@ -18,6 +19,7 @@ use super::probe::{Absent, probe};
 use super::staging::Staging;
 use crate::buffer::Zero;
 use crate::error::{Error, Result, argument_error};
+use crate::linear::CublasLt;
 use crate::tensor::{CudaStorage, Dtype, Storage, Tensor};
 
 /// What a device is.
@@ -57,6 +59,10 @@ struct Inner {
     events: [sys::CUevent; 2],
     /// The first error that spoilt the context, or a result that could not be made.
     fault: Mutex<Option<Error>>,
+    /// Looked for with the first product.
+    cublaslt: OnceLock<std::result::Result<CublasLt, String>>,
+    /// Whether products may go to cuBLASLt.
+    library_wanted: AtomicBool,
 }
 
 // SAFETY: the driver's handles may be used from any thread.
@@ -84,13 +90,13 @@ thread_local! {
 }
 
 /// The device's stream, and the right to use it.
-pub(super) struct StreamTurn<'d> {
+pub(crate) struct StreamTurn<'d> {
     stream: sys::CUstream,
     _alone: Option<MutexGuard<'d, ()>>,
 }
 
 impl StreamTurn<'_> {
-    pub(super) fn raw(&self) -> sys::CUstream {
+    pub(crate) fn raw(&self) -> sys::CUstream {
         self.stream
     }
 }
@@ -131,6 +137,8 @@ impl CudaDevice {
             staging: Staging::new(),
             events: [event()?, event()?],
             fault: Mutex::new(None),
+            cublaslt: OnceLock::new(),
+            library_wanted: AtomicBool::new(true),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -138,6 +146,32 @@ impl CudaDevice {
     /// What it is.
     pub fn info(&self) -> &CudaInfo {
         &self.inner.info
+    }
+
+    /// cuBLASLt's version, or why the program's own kernels do all matrix products.
+    pub fn matmul_library(&self) -> std::result::Result<String, String> {
+        match self.library() {
+            Ok(library) => Ok(library.version()),
+            Err(why) => Err(format!("{why}: matrix products by the program's own kernels")),
+        }
+    }
+
+    /// Whether matrix products may go to cuBLASLt, where it is there. They may at first; benchmarks compare.
+    pub fn use_matmul_library(&self, wanted: bool) {
+        self.inner.library_wanted.store(wanted, Ordering::Relaxed);
+    }
+
+    /// cuBLASLt, when it is there and wanted.
+    pub(crate) fn cublaslt(&self) -> Option<&CublasLt> {
+        let wanted = self.inner.library_wanted.load(Ordering::Relaxed);
+        if wanted { self.library().as_ref().ok() } else { None }
+    }
+
+    fn library(&self) -> &std::result::Result<CublasLt, String> {
+        self.inner.cublaslt.get_or_init(|| match self.enter("cublasLtCreate") {
+            Ok(()) => CublasLt::open(),
+            Err(error) => Err(error.to_string()),
+        })
     }
 
     /// Runs `work` on this thread; tensors that it makes live on the device. Scopes nest.
@@ -319,7 +353,7 @@ impl CudaDevice {
     }
 
     /// Makes the device's context this thread's; an error when the device has failed.
-    pub(super) fn enter(&self, op: &'static str) -> Result<()> {
+    pub(crate) fn enter(&self, op: &'static str) -> Result<()> {
         if let Some(fault) = &*lock(&self.inner.fault) {
             return Err(fault.clone());
         }
@@ -327,7 +361,7 @@ impl CudaDevice {
     }
 
     /// Passes a result on; an error that spoils the device is kept.
-    pub(super) fn remember<T>(&self, result: Result<T>) -> Result<T> {
+    pub(crate) fn remember<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(error) = &result
             && error.spoils_device()
         {
@@ -337,7 +371,7 @@ impl CudaDevice {
     }
 
     /// The stream, for one call; waits while another thread records a graph on it.
-    pub(super) fn stream(&self) -> StreamTurn<'_> {
+    pub(crate) fn stream(&self) -> StreamTurn<'_> {
         let recording = RECORDING.with_borrow(|pool| pool.is_some());
         StreamTurn { stream: self.inner.context.stream, _alone: (!recording).then(|| lock(&self.inner.stream_use)) }
     }
@@ -396,6 +430,8 @@ impl Kernels {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.context.enter("release of a device").is_err() {
+            // A handle of a context that is gone may not be used, not even to release it.
+            std::mem::forget(self.cublaslt.take());
             return;
         }
         // SAFETY: all handles are of this context, and with the last handle of the device nobody uses them any more. What

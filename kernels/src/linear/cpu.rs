@@ -13,7 +13,7 @@
 
 use half::bf16;
 
-use super::PackedLinear;
+use super::HostLinear;
 use crate::activation::Activation;
 use crate::buffer::Buffer;
 use crate::gemm::{Finish, linear_product, padded_vector};
@@ -23,7 +23,7 @@ use crate::tensor::{Dtype, F32Values, Tensor};
 pub(super) fn linear(
     isa: Isa,
     x: &Tensor,
-    weight: &PackedLinear,
+    weight: &HostLinear,
     m: usize,
     activation: Activation,
     out: Dtype,
@@ -34,7 +34,7 @@ pub(super) fn linear(
     }
 }
 
-fn linear_as<T: Element>(isa: Isa, x: &Tensor, weight: &PackedLinear, m: usize, activation: Activation) -> Tensor {
+fn linear_as<T: Element>(isa: Isa, x: &Tensor, weight: &HostLinear, m: usize, activation: Activation) -> Tensor {
     let n = weight.n();
     let mut out = Buffer::with_capacity(m * n);
     let bias = weight.bias.as_deref();
@@ -50,7 +50,7 @@ fn linear_as<T: Element>(isa: Isa, x: &Tensor, weight: &PackedLinear, m: usize, 
 pub(super) fn linear_residual(
     isa: Isa,
     x: &Tensor,
-    weight: &PackedLinear,
+    weight: &HostLinear,
     m: usize,
     gate: Option<F32Values<'_>>,
     residual: &mut [f32],

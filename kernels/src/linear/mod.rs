@@ -1,38 +1,40 @@
 //! Matrix products with prepacked weights and fused epilogues.
 
 mod cpu;
+mod cublaslt;
+mod cuda;
+mod cuda_weight;
+mod e4m3;
+mod host;
 mod reference;
 
+use std::sync::Arc;
+
+pub(crate) use cublaslt::CublasLt;
+use cuda_weight::CudaLinear;
+use host::HostLinear;
 pub(crate) use reference::dot;
 
 use crate::activation::Activation;
-use crate::buffer::Buffer;
-use crate::error::{Result, argument_error, shape_error};
-use crate::gemm::{Scales, padded_vector};
-use crate::packed::PackedMatrix;
+use crate::cuda::{CudaDevice, device_of};
+use crate::error::{Error, Result, argument_error, shape_error};
 use crate::simd::Isa;
 use crate::tensor::{Dtype, F32Values, Tensor};
 
-/// The weight and bias of a linear layer, packed once at load time.
+/// The weight and bias of a linear layer, packed once at load time: in host memory, or on the device that the weight is on.
 ///
 /// Its kind decides how the product is computed. f32 and bf16: activations are converted to it, sums are f32. int8: each
 /// row of the activations is rounded to 255 levels when the product runs, sums are exact integers, and the result is scaled
-/// back in f32.
+/// back in f32. e4m3: likewise, with the levels of an 8-bit floating-point number and sums in f32.
 #[derive(Debug, Clone)]
 pub struct PackedLinear {
-    pub(crate) matrix: PackedMatrix,
-    /// Padded to whole panels.
-    pub(crate) bias: Option<Buffer<f32>>,
-    int8: Option<Int8>,
+    place: Place,
 }
 
-/// What an int8 weight has besides its bytes; both are padded to whole panels.
 #[derive(Debug, Clone)]
-struct Int8 {
-    /// Of each output.
-    scales: Buffer<f32>,
-    /// −128 · Σ of the output's weights: activations are multiplied as bytes offset by 128.
-    corrections: Buffer<i32>,
+enum Place {
+    Host(Arc<HostLinear>),
+    Cuda(Arc<CudaLinear>),
 }
 
 /// Most inputs of an int8 layer: sums of more could leave 32 bits.
@@ -42,136 +44,190 @@ impl PackedLinear {
     /// Packs `weight` [n, k] (torch's layout: one row per output) and `bias` `[n]` for products in `dtype`.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, dtype: Dtype) -> Result<Self> {
         const OP: &str = "PackedLinear::new";
-        let &[n, k] = weight.shape() else {
-            return shape_error(OP, format!("weight is {:?}, needs [n, k]", weight.shape()));
+        let shape = check_weight(OP, weight)?;
+        let place = match weights_device(OP, weight, bias)? {
+            Some(device) => Place::Cuda(Arc::new(CudaLinear::new(OP, &device, weight, shape, bias, dtype)?)),
+            None => Place::Host(Arc::new(HostLinear::new(OP, weight, shape, bias, dtype)?)),
         };
-        if weight.is_empty() {
-            return shape_error(OP, format!("weight {:?} is empty", weight.shape()));
-        }
-        let bias = bias_values(OP, bias, n)?.map(padded_vector);
-        let values = weight.f32_values();
-        Ok(Self { matrix: PackedMatrix::pack(k, n, dtype, |i, j| values[j * k + i]), bias, int8: None })
+        Ok(Self { place })
     }
 
     /// Packs `weight` [n, k] for int8 products: each row is rounded to whole multiples of 1/127 of its largest magnitude.
     pub fn int8(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         const OP: &str = "PackedLinear::int8";
-        let &[n, k] = weight.shape() else {
-            return shape_error(OP, format!("weight is {:?}, needs [n, k]", weight.shape()));
+        let shape = check_int8(OP, check_weight(OP, weight)?)?;
+        let place = match weights_device(OP, weight, bias)? {
+            Some(device) => Place::Cuda(Arc::new(CudaLinear::int8(OP, &device, weight, shape, bias)?)),
+            None => Place::Host(Arc::new(HostLinear::int8(OP, weight, shape, bias)?)),
         };
-        let values = weight.f32_values();
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            return argument_error(OP, format!("the weight at output {}, input {} is not finite", at / k, at % k));
-        }
-        let (mut quantised, mut scales) = (Vec::with_capacity(n * k), Vec::with_capacity(n));
-        for row in values.chunks_exact(k.max(1)) {
-            let scale = row.iter().fold(0.0f32, |largest, v| largest.max(v.abs())) / 127.0;
-            let inverse = if scale < f32::MIN_POSITIVE { 0.0 } else { 1.0 / scale };
-            quantised.extend(row.iter().map(|v| (v * inverse).round_ties_even() as i8));
-            scales.push(scale);
-        }
-        Self::from_int8(&quantised, &scales, [n, k], bias)
+        Ok(Self { place })
     }
 
     /// Packs a weight that is int8 already: row-major [n, k], where output j's weights are `scales[j]` times the integers.
-    pub fn from_int8(weight: &[i8], scales: &[f32], [n, k]: [usize; 2], bias: Option<&Tensor>) -> Result<Self> {
+    /// It goes where tensors made by this thread go (see [`CudaDevice::scope`]).
+    pub fn from_int8(weight: &[i8], scales: &[f32], shape: [usize; 2], bias: Option<&Tensor>) -> Result<Self> {
         const OP: &str = "PackedLinear::from_int8";
+        let [n, k] = shape;
         if n == 0 || k == 0 || n.checked_mul(k) != Some(weight.len()) || scales.len() != n {
             let lengths = format!("{} weights and {} scales", weight.len(), scales.len());
             return shape_error(OP, format!("{lengths} do not make [{n}, {k}]"));
         }
-        if k > INT8_INPUTS_MAX {
-            return shape_error(OP, format!("{k} inputs are more than the {INT8_INPUTS_MAX} of an int8 layer"));
-        }
+        check_int8(OP, shape)?;
         if let Some(j) = scales.iter().position(|s| !s.is_finite()) {
             return argument_error(OP, format!("the scale of output {j} is not finite"));
         }
-        let bias = bias_values(OP, bias, n)?.map(padded_vector);
-        let sum = |row: &[i8]| row.iter().map(|&w| i32::from(w)).sum::<i32>();
-        let corrections = padded_vector(weight.chunks_exact(k).map(|row| -128 * sum(row)).collect::<Vec<_>>());
-        let int8 = Int8 { scales: padded_vector(scales), corrections };
-        Ok(Self { matrix: PackedMatrix::pack_int8(k, n, |i, j| weight[j * k + i]), bias, int8: Some(int8) })
+        let place = match CudaDevice::current() {
+            Some(device) => Place::Cuda(Arc::new(CudaLinear::from_int8(OP, &device, weight, scales, shape, bias)?)),
+            None => Place::Host(Arc::new(HostLinear::from_int8(OP, weight, scales, shape, bias)?)),
+        };
+        Ok(Self { place })
+    }
+
+    /// Packs `weight` [n, k], which must be on a device that multiplies e4m3 (compute capability 8.9 or newer), for products
+    /// of e4m3: each row is rounded to it, scaled so that its largest magnitude becomes 448.
+    pub fn fp8(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        const OP: &str = "PackedLinear::fp8";
+        let shape = check_weight(OP, weight)?;
+        let Some(device) = weights_device(OP, weight, bias)? else {
+            let detail = "e4m3 products need a CUDA device, the weight is in host memory".to_owned();
+            return Err(Error::DeviceKernel { op: OP, detail });
+        };
+        Ok(Self { place: Place::Cuda(Arc::new(CudaLinear::e4m3(OP, &device, weight, shape, bias)?)) })
+    }
+
+    /// [`PackedLinear::fp8`] in host memory, multiplied by the plain reference: what tests compare the device with.
+    #[doc(hidden)]
+    pub fn fp8_reference_for_tests(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        const OP: &str = "PackedLinear::fp8";
+        Ok(Self { place: Place::Host(Arc::new(HostLinear::e4m3(OP, weight, check_weight(OP, weight)?, bias)?)) })
     }
 
     /// Number of outputs.
     pub fn n(&self) -> usize {
-        self.matrix.n()
+        match &self.place {
+            Place::Host(host) => host.n(),
+            Place::Cuda(cuda) => cuda.n,
+        }
     }
 
     /// Number of inputs.
     pub fn k(&self) -> usize {
-        self.matrix.k()
+        match &self.place {
+            Place::Host(host) => host.k(),
+            Place::Cuda(cuda) => cuda.k,
+        }
     }
 
-    /// The dtype that activations are wanted in: that of the products, or bf16 for int8 products, which take either.
+    /// The dtype that activations are wanted in: that of the products, or bf16 for 8-bit products, which take either.
     pub fn dtype(&self) -> Dtype {
-        self.matrix.dtype()
+        match &self.place {
+            Place::Host(host) => host.dtype(),
+            Place::Cuda(cuda) => cuda.dtype(),
+        }
     }
 
     /// Bytes of memory that the weight and its vectors take.
     pub fn stored_bytes(&self) -> usize {
-        let vectors = self.bias.as_ref().map_or(0, |b| b.len()) + self.int8.as_ref().map_or(0, |i| 2 * i.scales.len());
-        self.matrix.stored_bytes() + 4 * vectors
-    }
-
-    /// The scales of an int8 weight, without those of the rows.
-    fn scales(&self) -> Option<Scales<'_>> {
-        self.int8.as_ref().map(|i| Scales { rows: &[], columns: &i.scales, corrections: &i.corrections })
-    }
-
-    /// x in the dtype that the product reads.
-    fn input(&self, x: &Tensor) -> Tensor {
-        if self.int8.is_some() { x.clone() } else { x.to_dtype(self.dtype()) }
+        match &self.place {
+            Place::Host(host) => host.stored_bytes(),
+            Place::Cuda(cuda) => cuda.stored_bytes(),
+        }
     }
 }
 
-/// `activation(x · Wᵀ + b)`: x [m, k] → [m, n] of dtype `out`.
+/// `activation(x · Wᵀ + b)`: x [m, k] → [m, n] of dtype `out`. x is where the weight is.
 pub fn linear(x: &Tensor, weight: &PackedLinear, activation: Activation, out: Dtype) -> Result<Tensor> {
-    let m = check_input("linear", x, weight)?;
-    let shape = [m, weight.n()];
-    let x = weight.input(x);
-    if let Some(isa) = Isa::current() {
-        return Ok(cpu::linear(isa, &x, weight, m, activation, out));
+    const OP: &str = "linear";
+    let m = check_input(OP, x, weight)?;
+    let host = match &weight.place {
+        Place::Host(host) => host,
+        Place::Cuda(cuda) => {
+            cuda.check_place(OP, &[x])?;
+            return cuda.linear(x, m, activation, out);
+        }
+    };
+    check_host(OP, &[x])?;
+    let x = host.input(x);
+    match Isa::current() {
+        Some(isa) if host.e4m3.is_none() => Ok(cpu::linear(isa, &x, host, m, activation, out)),
+        _ => Ok(Tensor::from_result(reference::linear(&x.f32_values(), host, m, activation), &[m, host.n()], out)),
     }
-    let y = reference::linear(&x.f32_values(), weight, m, activation);
-    Ok(Tensor::from_result(y, &shape, out))
 }
 
 /// `residual += gate · (x · Wᵀ + b)`: x [m, k], residual f32 [m, n], updated in place (copied first when its storage is
-/// shared). The gate is `[n]`, or [g, n] for g groups of m / g successive rows each, or absent (ones).
+/// shared). The gate is `[n]`, or [g, n] for g groups of m / g successive rows each, or absent (ones). All are where the
+/// weight is.
 pub fn linear_residual(x: &Tensor, weight: &PackedLinear, gate: Option<&Tensor>, residual: &mut Tensor) -> Result<()> {
     const OP: &str = "linear_residual";
     let m = check_input(OP, x, weight)?;
     if residual.shape() != [m, weight.n()] {
         return shape_error(OP, format!("residual is {:?}, needs [{m}, {}]", residual.shape(), weight.n()));
     }
-    let residual = residual.f32_mut(OP)?;
     let groups = match gate {
         Some(gate) if gate.shape() == [gate.shape()[0], weight.n()] && m.is_multiple_of(gate.shape()[0]) => {
             gate.shape()[0]
         }
         _ => 1,
     };
+    let host = match &weight.place {
+        Place::Host(host) => host,
+        Place::Cuda(cuda) => {
+            let places: Vec<&Tensor> = [x, residual].into_iter().chain(gate).collect();
+            cuda.check_place(OP, &places)?;
+            return cuda.linear_residual(x, m, gate, groups, residual);
+        }
+    };
+    check_host(OP, &[x])?;
+    let residual = residual.f32_mut(OP)?;
     let Some(gates) = gate.filter(|_| groups > 1) else {
-        add_product(x, weight, m, bias_values(OP, gate, weight.n())?, residual);
+        add_product(x, host, m, bias_values(OP, gate, host.n())?, residual);
         return Ok(());
     };
-    let (rows, n) = (m / groups, weight.n());
+    let (rows, n) = (m / groups, host.n());
     for (group, (gate, residual)) in
         gates.f32_values().chunks(n).zip(residual.chunks_mut((rows * n).max(1))).enumerate()
     {
         let x = x.slice_outer(group * rows..(group + 1) * rows)?;
-        add_product(&x, weight, rows, Some(F32Values::Borrowed(gate)), residual);
+        add_product(&x, host, rows, Some(F32Values::Borrowed(gate)), residual);
     }
     Ok(())
 }
 
 /// [`linear_residual`] with one gate for all m rows.
-fn add_product(x: &Tensor, weight: &PackedLinear, m: usize, gate: Option<F32Values<'_>>, residual: &mut [f32]) {
+fn add_product(x: &Tensor, weight: &HostLinear, m: usize, gate: Option<F32Values<'_>>, residual: &mut [f32]) {
     let x = weight.input(x);
     match Isa::current() {
-        Some(isa) => cpu::linear_residual(isa, &x, weight, m, gate, residual),
-        None => reference::linear_residual(&x.f32_values(), weight, m, gate.as_deref(), residual),
+        Some(isa) if weight.e4m3.is_none() => cpu::linear_residual(isa, &x, weight, m, gate, residual),
+        _ => reference::linear_residual(&x.f32_values(), weight, m, gate.as_deref(), residual),
+    }
+}
+
+fn check_weight(op: &'static str, weight: &Tensor) -> Result<[usize; 2]> {
+    match *weight.shape() {
+        [_, _] if weight.is_empty() => shape_error(op, format!("weight {:?} is empty", weight.shape())),
+        [n, k] => Ok([n, k]),
+        _ => shape_error(op, format!("weight is {:?}, needs [n, k]", weight.shape())),
+    }
+}
+
+fn check_int8(op: &'static str, [n, k]: [usize; 2]) -> Result<[usize; 2]> {
+    match k {
+        ..=INT8_INPUTS_MAX => Ok([n, k]),
+        _ => shape_error(op, format!("{k} inputs are more than the {INT8_INPUTS_MAX} of an int8 layer")),
+    }
+}
+
+/// The device that a weight and its bias are on.
+fn weights_device(op: &'static str, weight: &Tensor, bias: Option<&Tensor>) -> Result<Option<CudaDevice>> {
+    let tensors: Vec<&Tensor> = [weight].into_iter().chain(bias).collect();
+    device_of(op, &tensors)
+}
+
+/// A weight in host memory multiplies what is in host memory.
+fn check_host(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
+    match device_of(op, tensors)? {
+        None => Ok(()),
+        Some(_) => argument_error(op, "the weight is in host memory, its input on a device"),
     }
 }
 

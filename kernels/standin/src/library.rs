@@ -113,6 +113,12 @@ impl Standin {
         unsafe { self.function::<unsafe extern "C" fn() -> c_int>("graph_launches")() as usize }
     }
 
+    /// How often the stand-in of another library (cuBLASLt) has queued work, on any device.
+    pub fn enqueued(&self) -> usize {
+        // SAFETY: the signature is the one in driver.cpp.
+        unsafe { self.function::<unsafe extern "C" fn() -> c_long>("enqueued")() as usize }
+    }
+
     /// A function of the library by its whole name.
     ///
     /// # Safety

@@ -7,6 +7,7 @@ mod conv;
 mod device;
 mod elementwise;
 mod layout;
+mod linear;
 mod norm;
 mod rope;
 mod sanitized;
