@@ -14,6 +14,7 @@ Exit codes:
 
 Environment:
   ZOETROPE_URL, ZOETROPE_API_KEY   the server and the key of push, invoke, functions, usage, tenants, keys
+  ZOETROPE_DEVICE                  what models run on, where --device does not say it
   ZOETROPE_LOG                     what is logged, like `info` or `server=debug`";
 
 /// Serverless WebAssembly host for AI video: prompts become key frames, key frames become video, and tenants' own
@@ -132,6 +133,9 @@ pub struct Demo {
     /// Seed of the noise; the same seed gives the same video.
     #[arg(long)]
     pub seed: Option<u64>,
+    /// What models run on: `auto` (a CUDA device, else the CPU), `cpu`, `cuda:0`, ….
+    #[arg(long, env = "ZOETROPE_DEVICE", default_value = "auto")]
+    pub device: String,
 }
 
 #[derive(Debug, Args)]
@@ -145,6 +149,10 @@ pub struct Serve {
     /// Folder of the database, objects and caches [default: zoetrope-data].
     #[arg(long, value_hint = ValueHint::DirPath)]
     pub data_dir: Option<PathBuf>,
+    /// What models run on: `auto` (every CUDA device that works, else the CPU), `all`, `cpu`, or a list like `cuda:0,cuda:1`
+    /// [default: auto].
+    #[arg(long, env = "ZOETROPE_DEVICE")]
+    pub device: Option<String>,
     /// What this process does [default: gateway,inference,encode].
     #[arg(long, value_delimiter = ',')]
     pub roles: Option<Vec<server::Role>>,
@@ -249,8 +257,8 @@ pub struct Engine {
     /// Arithmetic: `bf16`, `f32` or `int8`.
     #[arg(long)]
     pub dtype: Option<String>,
-    /// `auto` or `cpu`.
-    #[arg(long, default_value = "auto")]
+    /// What the networks run on: `auto` (a CUDA device, else the CPU), `cpu`, `cuda:0`, ….
+    #[arg(long, env = "ZOETROPE_DEVICE", default_value = "auto")]
     pub device: String,
     /// Threads of the CPU engine; all cores by default.
     #[arg(long)]

@@ -51,7 +51,7 @@ impl From<StageError> for Failure {
             StageError::Function { .. } | StageError::BudgetExhausted { .. } | StageError::Cancelled => {
                 ExitCode::JobFailed
             }
-            StageError::Unavailable(_) | StageError::Internal(_) => ExitCode::Failed,
+            StageError::Unavailable(_) | StageError::DeviceFailed { .. } | StageError::Internal(_) => ExitCode::Failed,
         };
         Self { code, message: error.to_string() }
     }

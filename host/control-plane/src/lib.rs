@@ -17,8 +17,8 @@ pub use api_keys::{ApiKey, ApiKeyId, ApiKeySecret, Principal, Role};
 pub use error::{ControlError, ControlResult, QuotaKind};
 pub use functions::{FunctionKind, FunctionVersion, Published};
 pub use jobs::{
-    Admission, Admitted, ClaimedJob, Continue, Idempotency, JobFailure, JobOutcome, JobPage, JobRecord, JobState,
-    JobStore, Lease, ListOrder, PageRequest, QueueStats, Recovered, WorkerName,
+    Admission, Admitted, ClaimedJob, Continue, GivenBack, Idempotency, JobFailure, JobOutcome, JobPage, JobRecord,
+    JobState, JobStore, Lease, ListOrder, PageRequest, QueueStats, Recovered, WorkerName,
 };
 pub use ledger::{UsageFilter, UsageGroup, UsagePage, UsageRecord, UsageSegment, UsageTotal};
 pub use store::{SqliteStore, StoreConfig};

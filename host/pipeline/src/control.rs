@@ -4,8 +4,10 @@ use crate::error::{StageError, StageResult};
 use crate::ids::Lane;
 use crate::stage::Stage;
 use crate::usage::UsageMeter;
-use std::sync::Arc;
+use std::any::Any;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// A one-way switch shared by everyone who works on a job. It is polled: between denoise steps, at each epoch tick
 /// inside wasm, and between encoded frames.
@@ -41,6 +43,29 @@ impl Progress for NoProgress {
     fn report(&self, _stage: Stage, _done: u32, _total: u32) {}
 }
 
+/// Where a job runs: its first stage on a device chooses one, the others stay there. The engine's own value, opaque to
+/// everyone else; dropped with the job.
+#[derive(Clone, Default)]
+pub struct DeviceSlot(Arc<OnceLock<Box<dyn Any + Send + Sync>>>);
+
+impl DeviceSlot {
+    /// The value, made by `choose` when there is none yet. `None` when someone else's value is there.
+    pub fn get_or_init<T: Send + Sync + 'static>(&self, choose: impl FnOnce() -> T) -> Option<&T> {
+        self.0.get_or_init(|| Box::new(choose())).downcast_ref()
+    }
+
+    /// The value, if there is one.
+    pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.0.get()?.downcast_ref()
+    }
+}
+
+impl fmt::Debug for DeviceSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.get().is_some() { "DeviceSlot(chosen)" } else { "DeviceSlot(open)" })
+    }
+}
+
 /// Everything that a stage needs to know about its job besides its input.
 #[derive(Clone)]
 pub struct StageContext {
@@ -54,6 +79,8 @@ pub struct StageContext {
     pub progress: Arc<dyn Progress>,
     /// Device milliseconds that the job may use in all.
     pub gpu_budget_ms: u64,
+    /// Which device it runs on.
+    pub device: DeviceSlot,
 }
 
 impl StageContext {
@@ -65,6 +92,7 @@ impl StageContext {
             meter: Arc::default(),
             progress: Arc::new(NoProgress),
             gpu_budget_ms: u64::MAX,
+            device: DeviceSlot::default(),
         }
     }
 

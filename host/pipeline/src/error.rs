@@ -32,6 +32,12 @@ pub enum StageError {
     /// A part that the job needs cannot serve at the moment; the same request may work later.
     #[error("unavailable: {0}")]
     Unavailable(String),
+    /// The device failed under the job. Its device time is given back, and the job may run again.
+    #[error("the device failed while the job ran on it; nothing is billed for its device time")]
+    DeviceFailed {
+        /// Whether it failed in a step of this job, rather than in another's.
+        own_step: bool,
+    },
     /// A tenant's component trapped, overran a limit or broke its contract.
     #[error("function `{function}` failed: {message}")]
     Function {
@@ -59,6 +65,7 @@ impl StageError {
             Self::BudgetExhausted { .. } => "budget_exhausted",
             Self::Cancelled => "cancelled",
             Self::Unavailable(_) => "unavailable",
+            Self::DeviceFailed { .. } => "device_failed",
             Self::Function { .. } => "function_failed",
             Self::Internal(_) => "internal",
         }

@@ -25,7 +25,7 @@ pub mod step_cache;
 pub mod usage;
 
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use control::{CancelToken, NoProgress, Progress, StageContext};
+pub use control::{CancelToken, DeviceSlot, NoProgress, Progress, StageContext};
 pub use error::{StageError, StageResult};
 pub use frames::{Frame, FrameSize, Frames, KeyFrames};
 pub use guidance::{GuidanceInterval, GuidanceKind, GuidanceSettings};

@@ -66,6 +66,12 @@ impl UsageMeter {
         self.counters[field as usize].fetch_add(amount, Ordering::SeqCst);
     }
 
+    /// Takes back all device time counted so far, and tells how much it was: nobody pays for what a broken device did.
+    pub fn take_gpu_ms(&self) -> u64 {
+        let fields = [UsageField::ConditionGpuMs, UsageField::DiffuseGpuMs, UsageField::InterpolateGpuMs];
+        fields.map(|field| self.counters[field as usize].swap(0, Ordering::SeqCst)).iter().sum()
+    }
+
     /// The counters as they stand.
     pub fn snapshot(&self) -> Usage {
         let read = |field: UsageField| self.counters[field as usize].load(Ordering::SeqCst);

@@ -1,11 +1,13 @@
 //! What an operator may set. [`ConfigFile`] is the file as written, [`Config`] the checked values that the code uses.
 
+use pipeline::StageError;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thiserror::Error;
+use video_model::devices::DeviceChoice;
 
 /// The configuration cannot be used.
 #[derive(Debug, Error)]
@@ -76,9 +78,11 @@ pub struct ConfigFile {
     pub loras: BTreeMap<String, PathBuf>,
     /// `f32`, `bf16` or `int8`.
     pub dtype: Option<String>,
-    /// Threads of the CPU engine.
+    /// `auto`, `all`, `cpu`, `cuda:0` or a list like `cuda:0,cuda:1`.
+    pub device: Option<String>,
+    /// Threads of the CPU engine, or of each CUDA device's host work.
     pub device_threads: Option<usize>,
-    /// Bytes of memory that models and jobs may take.
+    /// Bytes of memory that models and jobs may take on each device.
     pub memory_bytes_max: Option<u64>,
     /// Jobs that run at a time.
     pub jobs_parallel_max: Option<u32>,
@@ -105,12 +109,16 @@ pub struct Config {
     pub loras: Vec<(String, PathBuf)>,
     /// Arithmetic of the engine; none takes the engine's default.
     pub dtype: Option<String>,
-    /// Threads of the CPU engine; none takes all.
+    /// What models run on.
+    pub device: DeviceChoice,
+    /// Most devices to take where `device` leaves the choice to us.
+    pub devices_max: usize,
+    /// Threads of the CPU engine, or of each CUDA device's host work; none takes all.
     pub device_threads: Option<usize>,
-    /// Bytes of memory that models and jobs may take; none takes what is free at the start.
+    /// Bytes of memory that models and jobs may take on each device; none takes what is free at the start.
     pub memory_bytes_max: Option<u64>,
-    /// Jobs that run at a time. The device queue shares the device among them, step by step.
-    pub jobs_parallel_max: u32,
+    /// Jobs that run at a time; none runs two for each device. A device's queue shares it among them, step by step.
+    pub jobs_parallel_max: Option<u32>,
     /// Device milliseconds reserved for a job: its budget.
     pub job_gpu_budget_ms: u64,
     /// Bytes of encoded prompts kept in memory; 0 keeps none.
@@ -147,8 +155,8 @@ impl Config {
                 "`inference` and `encode` run in one process: name both or neither".to_owned(),
             ));
         }
-        let jobs_parallel_max = file.jobs_parallel_max.unwrap_or(2);
-        if !(1..=JOBS_PARALLEL_MAX).contains(&jobs_parallel_max) {
+        let jobs_parallel_max = file.jobs_parallel_max;
+        if jobs_parallel_max.is_some_and(|jobs| !(1..=JOBS_PARALLEL_MAX).contains(&jobs)) {
             return Err(invalid("jobs_parallel_max", format!("choose between 1 and {JOBS_PARALLEL_MAX}")));
         }
         let job_gpu_budget_ms = file.job_gpu_budget_ms.unwrap_or(10 * 60 * 1000);
@@ -158,6 +166,9 @@ impl Config {
                 "a job without a budget can never run: set more than 0".to_owned(),
             ));
         }
+        let device = file.device.as_deref().map(str::parse).transpose();
+        let device: Option<DeviceChoice> = device.map_err(|error: StageError| invalid("device", message_of(error)))?;
+        let device = device.unwrap_or_default();
         Ok(Self {
             listen: file.listen.unwrap_or(LISTEN_DEFAULT),
             data_dir: file.data_dir.unwrap_or_else(|| DATA_DIR_DEFAULT.into()),
@@ -165,6 +176,8 @@ impl Config {
             models: file.models.into_iter().collect(),
             loras: file.loras.into_iter().collect(),
             dtype: file.dtype,
+            device,
+            devices_max: usize::MAX,
             device_threads: file.device_threads,
             memory_bytes_max: file.memory_bytes_max,
             jobs_parallel_max,
@@ -191,6 +204,14 @@ impl Config {
     }
 }
 
+/// The part of an error that does not name the field again.
+fn message_of(error: StageError) -> String {
+    match error {
+        StageError::InvalidArgument { message, .. } => message,
+        other => other.to_string(),
+    }
+}
+
 fn invalid(field: &'static str, message: String) -> ConfigError {
     ConfigError::Invalid { field, message }
 }
@@ -207,6 +228,7 @@ mod tests {
         let defaults = Config::checked(ConfigFile::default()).unwrap();
         let prompt_cache = |c: &Config| (c.prompt_cache_ram_bytes_max, c.prompt_cache_disk_bytes_max);
         assert_eq!(prompt_cache(&config), prompt_cache(&defaults), "the example shows the defaults");
+        assert_eq!((&config.device, config.device.to_string().as_str()), (&defaults.device, "auto"));
     }
 
     #[test]
@@ -221,5 +243,7 @@ mod tests {
         assert!(refused("roles = [\"inference\"]").starts_with("roles:"));
         assert!(refused("jobs_parallel_max = 0").starts_with("jobs_parallel_max:"));
         assert!(refused("job_gpu_budget_ms = 0").starts_with("job_gpu_budget_ms:"));
+        let device = refused("device = \"gpu\"");
+        assert!(device.starts_with("device: `gpu`") && device.contains("cuda:0"), "{device}");
     }
 }

@@ -14,7 +14,8 @@ use rand::Rng;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use video_model::engine::{DiffuseOptions, VideoEngine};
+use video_model::devices::DeviceId;
+use video_model::engine::{DeviceReport, DiffuseOptions, VideoEngine};
 pub use video_model::memory::{MemoryEstimate, Placement};
 pub use video_model::quality::Quality;
 
@@ -27,7 +28,7 @@ pub struct EngineOptions {
     pub loras: Vec<PathBuf>,
     /// `f32`, `bf16` or `int8`.
     pub dtype: Option<String>,
-    /// `auto` or `cpu`.
+    /// What the networks run on, like `auto`, `cpu` or `cuda:0`.
     pub device: String,
     /// Threads; none takes all cores.
     pub threads: Option<usize>,
@@ -99,16 +100,15 @@ pub struct Interpolated {
 impl LocalEngine {
     /// Starts the device thread and loads the registry.
     pub fn start(options: &EngineOptions) -> Result<Self, OpenError> {
-        if !["auto", "cpu"].contains(&options.device.as_str()) {
-            let message = format!("there is no device `{}` in this build: use `auto` or `cpu`", options.device);
-            return Err(OpenError::Engine(StageError::invalid("device", message)));
-        }
         let mut config = Config::in_folder(Path::new(DATA_DIR_DEFAULT));
         if !config.data_dir.is_dir() {
             // A command that makes one video leaves nothing behind; where a server has its data, they share prompts.
             config.prompt_cache_disk_bytes_max = 0;
         }
         config.dtype = options.dtype.clone();
+        config.device = options.device.parse().map_err(OpenError::Engine)?;
+        // One job has use for one device.
+        config.devices_max = 1;
         config.device_threads = options.threads;
         config.loras.extend(options.loras.iter().map(|path| (path.display().to_string(), path.clone())));
         let folder = |model: &ChosenModel| Some((model.name.clone(), model.folder.clone()?));
@@ -117,6 +117,15 @@ impl LocalEngine {
         let memory = options.memory.as_deref().map(video_model::memory::parse_bytes).transpose();
         config.memory_bytes_max = memory.map_err(OpenError::Engine)?;
         Ok(Self { engine: start_engine(&config)?, model })
+    }
+
+    /// What the networks run on, in words.
+    pub fn devices(&self) -> String {
+        let words = |device: DeviceReport| match device.id {
+            DeviceId::Cpu => device.name,
+            id @ DeviceId::Cuda(_) => format!("{id} ({})", device.name),
+        };
+        self.engine.devices().into_iter().map(words).collect::<Vec<_>>().join(", ")
     }
 
     pub(crate) fn engine(&self) -> &VideoEngine {

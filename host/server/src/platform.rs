@@ -9,6 +9,7 @@ use pipeline::{Clock, JobId, StageError, SystemClock, TenantId};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
+use video_model::devices::{Device, ThisMachine};
 use video_model::engine::{EngineConfig, PromptCacheConfig, VideoEngine};
 use wasm_runtime::{Limits, RuntimeConfig, RuntimeError, Services, TracingLog, WasmRuntime};
 
@@ -65,13 +66,23 @@ impl Platform {
 
     /// The same with a given clock.
     pub async fn open_with_clock(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>, OpenError> {
+        let devices = open_devices(&config)?;
+        Self::open_with(config, clock, devices).await
+    }
+
+    /// The same with given devices too.
+    pub async fn open_with(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        devices: Vec<Arc<dyn Device>>,
+    ) -> Result<Arc<Self>, OpenError> {
         let data_dir_error = |source| OpenError::DataDir { path: config.data_dir.display().to_string(), source };
         std::fs::create_dir_all(&config.data_dir).map_err(data_dir_error)?;
         let objects = FolderStore::open(&config.data_dir.join("objects"))?;
         let jobs =
             SqliteStore::open(&config.data_dir.join("control.sqlite"), clock.clone(), StoreConfig::default()).await?;
         let components = ComponentStore::new(objects.clone());
-        let engine = start_engine(&config)?;
+        let engine = VideoEngine::on(devices, engine_config(&config)?).map_err(OpenError::Engine)?;
         let runtime = start_runtime(&config, &components, &engine)?;
         let stages = Stages {
             plan: runtime.clone(),
@@ -106,13 +117,20 @@ const WAIT_POLL: Duration = Duration::from_secs(1);
 
 /// The engine as the configuration wants it.
 pub(crate) fn start_engine(config: &Config) -> Result<Arc<VideoEngine>, OpenError> {
+    VideoEngine::on(open_devices(config)?, engine_config(config)?).map_err(OpenError::Engine)
+}
+
+fn open_devices(config: &Config) -> Result<Vec<Arc<dyn Device>>, OpenError> {
+    config.device.open(&ThisMachine::new(config.device_threads), config.devices_max).map_err(OpenError::Engine)
+}
+
+fn engine_config(config: &Config) -> Result<EngineConfig, OpenError> {
     let dtype = config.dtype.as_deref().map(str::parse).transpose().map_err(OpenError::Engine)?;
     let defaults = EngineConfig::default();
-    VideoEngine::start(EngineConfig {
+    Ok(EngineConfig {
         models: config.models.clone(),
         loras: config.loras.clone(),
         dtype: dtype.unwrap_or(defaults.dtype),
-        threads: config.device_threads.or(defaults.threads),
         prompt_cache: PromptCacheConfig {
             ram_bytes_max: config.prompt_cache_ram_bytes_max,
             disk: Some((config.data_dir.join("prompt-cache"), config.prompt_cache_disk_bytes_max)),
@@ -120,7 +138,6 @@ pub(crate) fn start_engine(config: &Config) -> Result<Arc<VideoEngine>, OpenErro
         memory_bytes_max: config.memory_bytes_max.or(defaults.memory_bytes_max),
         ..defaults
     })
-    .map_err(OpenError::Engine)
 }
 
 fn start_runtime(

@@ -5,13 +5,13 @@
 
 use crate::platform::Platform;
 use control_plane::{
-    ClaimedJob, Continue, ControlError, JobFailure, JobOutcome, JobStore, Lease, UsageSegment, WorkerName,
+    ClaimedJob, Continue, ControlError, GivenBack, JobFailure, JobOutcome, JobStore, Lease, UsageSegment, WorkerName,
 };
 use futures::FutureExt;
 use media::JobStorage;
 use pipeline::life::{self, Stages};
 use pipeline::{
-    CancelToken, ObjectKey, Progress, Stage, StageContext, StageError, StageResult, StoredVideo, UsageMeter,
+    CancelToken, DeviceSlot, ObjectKey, Progress, Stage, StageContext, StageError, StageResult, StoredVideo, UsageMeter,
 };
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ const LEASE_MS: u64 = 30_000;
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Other processes' jobs do not show as changes here; they are found by looking.
 const POLL: Duration = Duration::from_secs(2);
+/// One job prepares or encodes while the other's steps keep the device at work.
+const JOBS_PER_DEVICE: usize = 2;
 const EXPIRE_BATCH: u32 = 100;
 
 /// Runs the jobs of one process.
@@ -68,7 +70,10 @@ impl Worker {
     }
 
     async fn start_jobs(&self, tasks: &mut JoinSet<()>, stop: &watch::Receiver<bool>) -> Result<(), ControlError> {
-        while (tasks.len() as u32) < self.platform.config.jobs_parallel_max {
+        let platform = &self.platform;
+        let jobs_default = platform.engine.device_count() * JOBS_PER_DEVICE;
+        let jobs_max = platform.config.jobs_parallel_max.map_or(jobs_default, |max| max as usize);
+        while tasks.len() < jobs_max && platform.engine.has_working_device() {
             let Some(claimed) = self.platform.jobs.claim(&self.name, LEASE_MS).await? else { break };
             let span = tracing::info_span!("job", job = %claimed.lease.job, tenant = %claimed.tenant, attempt = claimed.lease.attempt);
             let run = run_claimed(self.platform.clone(), claimed, self.observer.clone(), stop.clone());
@@ -112,6 +117,7 @@ async fn run_claimed(
         meter: Arc::new(UsageMeter::default()),
         progress: progress.clone(),
         gpu_budget_ms: claimed.reserved_gpu_ms,
+        device: DeviceSlot::default(),
     };
     info!("started");
     let outcome = tokio::select! {
@@ -119,6 +125,11 @@ async fn run_claimed(
         () = keep_lease(&platform, &claimed.lease, &cx.cancel, &progress, stop) => None,
     };
     match outcome {
+        Some(Err(StageError::DeviceFailed { own_step }))
+            if is_given_back(&platform, &claimed.lease, own_step).await =>
+        {
+            info!(own_step, "the device failed; the job runs again and nothing of this run is billed");
+        }
         Some(outcome) => record(&platform, &claimed, &cx, outcome).await,
         // Stopped without an outcome: the lease is lost, or this process ends and the next one takes the job up again.
         None => info!("given up without a result"),
@@ -165,6 +176,19 @@ async fn keep_lease(
     }
 }
 
+/// Puts a job back into the queue after its device failed. A run that broke the device by its own step counts as an attempt: a
+/// job that always does so ends, and takes nobody with it who was only beside it.
+async fn is_given_back(platform: &Platform, lease: &Lease, own_step: bool) -> bool {
+    match platform.jobs.give_back(lease, own_step).await {
+        Ok(GivenBack::Queued) => true,
+        Ok(GivenBack::Refused) => false,
+        Err(failure) => {
+            error!(%failure, "the job could not be given back; it is settled as failed");
+            false
+        }
+    }
+}
+
 /// `record`: settles the reservation and appends the usage, whatever the outcome was.
 async fn record(platform: &Platform, claimed: &ClaimedJob, cx: &StageContext, outcome: StageResult<StoredVideo>) {
     let usage = cx.meter.snapshot();
@@ -183,7 +207,7 @@ async fn record(platform: &Platform, claimed: &ClaimedJob, cx: &StageContext, ou
         }
     };
     let model = claimed.spec.request.model.clone().unwrap_or_else(|| platform.engine.default_model().to_owned());
-    let segment = UsageSegment { model, device: platform.engine.device_name().to_owned(), usage };
+    let segment = UsageSegment { model, device: platform.engine.device_name(cx).to_owned(), usage };
     if let Err(failure) = platform.jobs.settle(&claimed.lease, outcome, &[segment]).await {
         error!(%failure, "the outcome could not be recorded; the job will run again");
     }

@@ -1,5 +1,6 @@
 //! Why a model could not be loaded or run.
 
+use pipeline::StageError;
 use std::io;
 use thiserror::Error;
 
@@ -141,6 +142,20 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// The outcome of a stage that it ends; `about` says what was at work.
+    pub(crate) fn of_stage(&self, about: &str) -> StageError {
+        match self {
+            Self::Kernel(error) if error.spoils_device() => {
+                tracing::error!(%error, about, "the device failed");
+                StageError::DeviceFailed { own_step: true }
+            }
+            Self::Kernel(error @ kernels::Error::DeviceMemory { .. }) => {
+                StageError::Unavailable(format!("the device has no memory left for this job: {error}"))
+            }
+            other => StageError::Internal(format!("{about}{other}")),
+        }
+    }
+
     /// A `Config` error.
     pub(crate) fn config(file: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::Config { file: file.into(), detail: detail.into() }

@@ -3,6 +3,7 @@
 mod config;
 mod describe;
 pub mod device_queue;
+pub mod devices;
 pub mod engine;
 mod error;
 mod files;

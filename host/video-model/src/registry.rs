@@ -59,7 +59,7 @@ pub struct ModelInfo {
 pub struct Registry {
     entries: BTreeMap<String, Entry>,
     dtype: Precision,
-    interpolator: OnceLock<Arc<Interpolator>>,
+    interpolator: Mutex<Option<Arc<Interpolator>>>,
     /// Held while weights load, so that two first uses load them once.
     loading: Mutex<()>,
 }
@@ -104,7 +104,7 @@ impl Registry {
             Ok((name, Entry { files, defaults, memory: OnceLock::new(), model: Mutex::default() }))
         };
         let entries = [embedded].into_iter().chain(folders).map(entry).collect::<Result<_>>()?;
-        Ok(Self { entries, dtype, interpolator: OnceLock::new(), loading: Mutex::new(()) })
+        Ok(Self { entries, dtype, interpolator: Mutex::default(), loading: Mutex::new(()) })
     }
 
     /// What the named model (none: the default) does by itself.
@@ -164,18 +164,22 @@ impl Registry {
 
     /// The built-in interpolator, loading its weights if need be.
     pub fn interpolator(&self) -> StageResult<Arc<Interpolator>> {
-        let files = ModelFiles::Embedded(&INTERPOLATOR_WEIGHTS);
-        self.once(&self.interpolator, || Interpolator::load(&files, self.dtype.activations()))
-            .map_err(|e| failed("interpolator", &e))
-    }
-
-    fn once<T>(&self, slot: &OnceLock<Arc<T>>, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
-        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(loaded) = slot.get() {
+        // Held while it loads, so that two first uses load it once.
+        let mut slot = self.interpolator.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = &*slot {
             return Ok(Arc::clone(loaded));
         }
-        let loaded = Arc::new(load()?);
-        Ok(Arc::clone(slot.get_or_init(|| loaded)))
+        let files = ModelFiles::Embedded(&INTERPOLATOR_WEIGHTS);
+        let loaded = Interpolator::load(&files, self.dtype.activations()).map_err(|e| failed("interpolator", &e))?;
+        Ok(Arc::clone(slot.insert(Arc::new(loaded))))
+    }
+
+    /// Forgets all loaded weights, those that are being loaded too; jobs that use them keep theirs.
+    pub fn unload_all(&self) {
+        // Whoever is loading began before this and puts its result away first.
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.entries.values().for_each(|entry| *entry.slot() = None);
+        *self.interpolator.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn entry(&self, name: Option<&str>) -> StageResult<&Entry> {
@@ -188,7 +192,7 @@ impl Registry {
 }
 
 fn failed(name: &str, error: &ModelError) -> StageError {
-    StageError::Internal(format!("model `{name}`: {error}"))
+    error.of_stage(&format!("model `{name}`: "))
 }
 
 /// From a folder's small files alone, without its weights.

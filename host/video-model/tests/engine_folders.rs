@@ -157,9 +157,9 @@ fn a_cached_prompt_never_touches_the_text_encoder_in_this_process_or_the_next() 
     let wanted = plan(&first, "copy", None);
     let texts = 1 + u64::from(wanted.guidance.is_guided());
     let frames = key_frames(&first, &wanted).unwrap();
-    let steps = first.queue_stats().steps;
+    let steps = first.devices()[0].queue.steps;
     assert!(frames == key_frames(&first, &wanted).unwrap());
-    assert_eq!(first.queue_stats().steps, 2 * steps - 1, "no step of the device goes to a text that is known");
+    assert_eq!(first.devices()[0].queue.steps, 2 * steps - 1, "no step of the device goes to a text that is known");
     let stats = first.prompt_cache_stats();
     assert_eq!((stats.misses, stats.ram_hits, stats.disk_hits), (texts, texts, 0));
     assert!(stats.ram_bytes > 0 && stats.disk_bytes > 0);

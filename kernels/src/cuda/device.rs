@@ -37,6 +37,8 @@ pub struct CudaInfo {
     pub shared_bytes_max: usize,
     /// All of its memory.
     pub memory_bytes: u64,
+    /// Its place on the PCI bus, `domain:bus:device.function` in hexadecimal: by this other tools know it.
+    pub bus_id: String,
 }
 
 /// A handle to one device, from [`CudaDevice::open`] until it is reset. Cheap to clone.
@@ -489,5 +491,11 @@ fn info(op: &'static str, ordinal: usize, device: sys::CUdevice) -> Result<CudaI
         shared_bytes_max: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
         // SAFETY: as above.
         memory_bytes: unsafe { result::device::total_mem(device) }.checked(op)? as u64,
+        bus_id: format!(
+            "{:08x}:{:02x}:{:02x}.0",
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?
+        ),
     })
 }

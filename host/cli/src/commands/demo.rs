@@ -26,7 +26,10 @@ pub async fn run(args: Demo, output: Output) -> CommandResult {
         args.prompt,
         args.data_dir.display()
     ));
-    let platform = Platform::open(Config::in_folder(&args.data_dir)).await.map_err(failed)?;
+    let device = args.device.parse()?;
+    // One job has use for one device.
+    let config = Config { device, devices_max: 1, ..Config::in_folder(&args.data_dir) };
+    let platform = Platform::open(config).await.map_err(failed)?;
     let tenant = demo_tenant(&platform).await?;
     deploy(&platform, &tenant, HOOK, guest_bundle::PROMPT_STYLE, output).await?;
     deploy(&platform, &tenant, EFFECT, guest_bundle::FILM_GRAIN, output).await?;

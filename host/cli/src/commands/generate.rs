@@ -41,7 +41,7 @@ pub async fn run(args: Generate, output: Output) -> CommandResult {
     let model = args.model.as_deref().map(|model| config.choose_model(model)).transpose()?;
     let engine = start(&EngineOptions { loras, ..args.engine.options(model) })?;
     let (placement, estimate) = engine.memory(&request)?;
-    output.note(&format!("memory: {estimate}, {placement}"));
+    output.note(&format!("device: {}; memory: {estimate}, {placement}", engine.devices()));
     let bars = StageBars::new(output);
     let cx = StageContext { progress: bars.clone(), ..StageContext::unmetered(Lane(0)) };
     let job = LocalGeneration {

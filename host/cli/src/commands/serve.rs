@@ -14,6 +14,7 @@ pub async fn run(args: Serve, output: Output) -> CommandResult {
     let mut file = ConfigFile::read(args.config.as_deref()).map_err(refused)?;
     file.listen = args.listen.or(file.listen);
     file.data_dir = args.data_dir.or(file.data_dir);
+    file.device = args.device.or(file.device);
     file.roles = args.roles.or(file.roles);
     let mut config = Config::checked(file).map_err(refused)?;
     config.models = config.all_models()?;

@@ -1,6 +1,8 @@
 //! The worker's side: claim, heartbeat, settle, recover.
 
-use super::{CODE_CANCELLED, CODE_WORKER_LOST, ClaimedJob, Continue, JobOutcome, Lease, Recovered, WorkerName, row};
+use super::{
+    CODE_CANCELLED, CODE_WORKER_LOST, ClaimedJob, Continue, GivenBack, JobOutcome, Lease, Recovered, WorkerName, row,
+};
 use crate::error::{ControlError, ControlResult};
 use crate::ledger::{self, UsageSegment};
 use crate::store::{SqliteStore, int, parsed, uint};
@@ -121,6 +123,35 @@ pub(super) async fn settle(
     tx.commit().await?;
     store.announce();
     Ok(())
+}
+
+pub(super) async fn give_back(store: &SqliteStore, lease: &Lease, counts: bool) -> ControlResult<GivenBack> {
+    let mut tx = store.begin().await?;
+    let requeued: Option<i64> = sqlx::query_scalar(
+        "UPDATE jobs SET state = 'queued', stage = ?3, progress_permille = 0, worker = NULL, lease_expires_ms = NULL,
+         attempt = attempt - CASE WHEN ?4 THEN 0 ELSE 1 END
+         WHERE id = ?1 AND lease_epoch = ?2 AND state = 'running' AND cancel_requested = 0
+           AND (NOT ?4 OR attempt < ?5) RETURNING seq",
+    )
+    .bind(lease.job.as_str())
+    .bind(int(lease.epoch))
+    .bind(Stage::Admit.name())
+    .bind(counts)
+    .bind(store.inner.config.attempts_max)
+    .fetch_optional(&mut *tx)
+    .await?;
+    if requeued.is_some() {
+        tx.commit().await?;
+        store.announce();
+        return Ok(GivenBack::Queued);
+    }
+    let held: Option<i64> =
+        sqlx::query_scalar("SELECT seq FROM jobs WHERE id = ? AND lease_epoch = ? AND state = 'running'")
+            .bind(lease.job.as_str())
+            .bind(int(lease.epoch))
+            .fetch_optional(&mut *tx)
+            .await?;
+    held.map(|_| GivenBack::Refused).ok_or_else(|| stale(lease))
 }
 
 async fn complete(

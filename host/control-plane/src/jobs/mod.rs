@@ -3,7 +3,8 @@
 //! ```text
 //! admit ──► queued ──claim──► running ──settle──► completed | failed
 //!             ▲  └──cancel──────────────────────► failed (cancelled)
-//!             └──────recover───┘└──recover──────► failed (worker_lost, cancelled)
+//!             ├──────recover───┤└──recover──────► failed (worker_lost, cancelled)
+//!             └─────give_back──┘
 //! ```
 //!
 //! A worker holds a running job by a lease. The lease's epoch is a fencing token: after the job went to another worker
@@ -50,6 +51,11 @@ pub trait JobStore: Send + Sync {
 
     /// Finishes the job, appends `usage` to the ledger and ends the reservation. A second call is a `StaleLease`.
     async fn settle(&self, lease: &Lease, outcome: JobOutcome, usage: &[UsageSegment]) -> ControlResult<()>;
+
+    /// Puts a running job back into the queue: its run came to nothing through no fault of the job, and is not billed. With
+    /// `counts` the run is one of its `attempts_max`; otherwise it is as if it had never begun. [`GivenBack::Refused`] when
+    /// no attempt is left or the job was cancelled: it is still the caller's, to be settled.
+    async fn give_back(&self, lease: &Lease, counts: bool) -> ControlResult<GivenBack>;
 
     /// Ends a waiting job at once and asks a running one to stop. A finished job stays as it is.
     async fn cancel(&self, tenant: &TenantId, id: &JobId) -> ControlResult<JobRecord>;
@@ -178,6 +184,16 @@ pub enum Continue {
     Cancelled,
 }
 
+/// What became of a job that was given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum GivenBack {
+    /// It waits again.
+    Queued,
+    /// It still runs: settle it.
+    Refused,
+}
+
 /// How a run ended.
 #[derive(Debug, Clone)]
 pub enum JobOutcome {
@@ -233,7 +249,7 @@ pub struct JobRecord {
     pub stage: Stage,
     /// How far it is in all, 0 to 1000.
     pub progress_permille: u16,
-    /// Runs started so far.
+    /// Runs started so far, without those that were given back and do not count.
     pub attempt: u32,
     /// Device milliseconds set aside for it.
     pub reserved_gpu_ms: u64,

@@ -1,7 +1,7 @@
 //! [`JobStore`] over SQLite: each method is in the module of its subject.
 
 use super::{
-    Admission, Admitted, ClaimedJob, Continue, JobOutcome, JobPage, JobRecord, JobStore, Lease, PageRequest,
+    Admission, Admitted, ClaimedJob, Continue, GivenBack, JobOutcome, JobPage, JobRecord, JobStore, Lease, PageRequest,
     QueueStats, Recovered, WorkerName, admission, leases, queries, removal,
 };
 use crate::error::ControlResult;
@@ -33,6 +33,10 @@ impl JobStore for SqliteStore {
 
     async fn settle(&self, lease: &Lease, outcome: JobOutcome, usage: &[UsageSegment]) -> ControlResult<()> {
         leases::settle(self, lease, outcome, usage).await
+    }
+
+    async fn give_back(&self, lease: &Lease, counts: bool) -> ControlResult<GivenBack> {
+        leases::give_back(self, lease, counts).await
     }
 
     async fn cancel(&self, tenant: &TenantId, id: &JobId) -> ControlResult<JobRecord> {

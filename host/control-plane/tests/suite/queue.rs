@@ -113,6 +113,41 @@ async fn a_killed_process_finds_its_jobs_again_and_gives_them_up_after_three_run
 }
 
 #[tokio::test]
+async fn a_job_that_is_given_back_waits_again_unbilled_until_its_attempts_are_spent() {
+    let fixture = Fixture::new().await;
+    let id = fixture.admit("acme").await;
+    let first = fixture.claim().await.unwrap().lease;
+    assert_eq!(fixture.store.give_back(&first, true).await.unwrap(), GivenBack::Queued);
+    assert_eq!(fixture.state("acme", &id).await, JobState::Queued);
+    assert!(is_stale(fixture.store.settle(&first, failed("x"), &used(5)).await), "the run is nobody's any more");
+    assert!(is_stale(fixture.store.give_back(&first, true).await));
+    for _ in 0..5 {
+        let lease = fixture.claim().await.unwrap().lease;
+        assert_eq!(lease.attempt, 2, "runs that do not count leave the number as it was");
+        assert_eq!(fixture.store.give_back(&lease, false).await.unwrap(), GivenBack::Queued);
+    }
+    let second = fixture.claim().await.unwrap().lease;
+    assert_eq!(fixture.store.give_back(&second, true).await.unwrap(), GivenBack::Queued);
+    let third = fixture.claim().await.unwrap().lease;
+    assert_eq!(third.attempt, 3);
+    assert_eq!(fixture.store.give_back(&third, true).await.unwrap(), GivenBack::Refused);
+    fixture.store.settle(&third, failed("device_failed"), &used(0)).await.unwrap();
+    assert_eq!(failure_code(&fixture.state("acme", &id).await), "device_failed");
+    let stats = fixture.store.queue_stats().await.unwrap();
+    assert_eq!((stats.recorded_gpu_ms, stats.reserved_gpu_ms), (0, 0));
+}
+
+#[tokio::test]
+async fn a_cancelled_job_cannot_be_given_back() {
+    let fixture = Fixture::new().await;
+    let id = fixture.admit("acme").await;
+    let lease = fixture.claim().await.unwrap().lease;
+    fixture.store.cancel(&tenant("acme"), &id).await.unwrap();
+    assert_eq!(fixture.store.give_back(&lease, false).await.unwrap(), GivenBack::Refused);
+    assert_eq!(fixture.state("acme", &id).await, JobState::Running);
+}
+
+#[tokio::test]
 async fn a_restart_leaves_the_jobs_of_other_workers_alone() {
     let mut fixture = Fixture::new().await;
     fixture.admit("acme").await;

@@ -96,7 +96,8 @@ impl Simulation {
             0..25 => self.admit().await,
             25..45 => self.claim().await,
             45..60 => self.heartbeat().await,
-            60..78 => self.settle().await,
+            60..73 => self.settle().await,
+            73..78 => self.give_back().await,
             78..84 => self.cancel().await,
             84..88 => self.lose_a_worker().await,
             88..91 => self.crash().await,
@@ -181,6 +182,27 @@ impl Simulation {
         if current {
             self.jobs.get_mut(&held.lease.job).unwrap().expected = Expected::Finished;
             self.settled_gpu_ms += gpu_ms;
+        }
+    }
+
+    /// The device failed under the run: it is as if it had not been, or one of three.
+    async fn give_back(&mut self) {
+        let Some(held) = self.any_lease() else { return };
+        let counts = self.random.random_bool(0.5);
+        let current = self.is_current(&held.lease);
+        match self.fixture.store.give_back(&held.lease, counts).await {
+            Ok(given_back) => {
+                assert!(current, "a stale worker was believed");
+                let job = self.jobs.get_mut(&held.lease.job).unwrap();
+                let refused = job.cancelled || counts && job.runs >= 3;
+                assert_eq!(given_back == GivenBack::Refused, refused);
+                if !refused {
+                    job.expected = Expected::Queued;
+                    job.runs -= u32::from(!counts);
+                }
+            }
+            Err(ControlError::StaleLease { .. }) => assert!(!current),
+            Err(e) => panic!("{e:?}"),
         }
     }
 

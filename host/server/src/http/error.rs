@@ -159,7 +159,7 @@ impl From<StageError> for ApiError {
             StageError::Denied(_) => Self::Forbidden(message),
             StageError::BudgetExhausted { .. } => Self::QuotaExceeded { message, retry_after_ms: None },
             StageError::Cancelled => Self::Conflict { code: "cancelled", message },
-            StageError::Unavailable(_) => Self::Unavailable(message),
+            StageError::Unavailable(_) | StageError::DeviceFailed { .. } => Self::Unavailable(message),
             StageError::Function { .. } => Self::Invalid { param: None, code: "function_failed", message },
             StageError::Internal(reason) => Self::Internal(reason),
         }

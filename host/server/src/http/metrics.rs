@@ -1,5 +1,6 @@
 //! `/metrics`: what an operator's monitoring reads, in the Prometheus text format. No tenant is named here.
 
+use super::device_metrics;
 use super::error::ApiError;
 use crate::platform::Platform;
 use axum::extract::State;
@@ -16,7 +17,6 @@ use prometheus_client::registry::Registry;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use video_model::device_queue::QueueStats as DeviceStats;
 use video_model::engine::PromptCacheStats;
 
 /// From an answer out of memory to an invocation that waits for its video.
@@ -71,7 +71,8 @@ pub(super) async fn scrape(
     let stats = platform.jobs.queue_stats().await?;
     let mut text = String::new();
     let engine = &platform.engine;
-    let figures = figures(&stats, &engine.queue_stats(), &engine.prompt_cache_stats());
+    let mut figures = figures(&stats, &engine.prompt_cache_stats());
+    device_metrics::register(&mut figures, &engine.devices());
     encode(&mut text, &figures).map_err(ApiError::internal)?;
     // Two registries make one exposition: only the last one ends it.
     let mut text = text.trim_end_matches("# EOF\n").to_owned();
@@ -79,8 +80,8 @@ pub(super) async fn scrape(
     Ok(([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }
 
-/// The figures of the job queue, the device and the prompt cache as they stand.
-fn figures(stats: &QueueStats, device: &DeviceStats, prompts: &PromptCacheStats) -> Registry {
+/// The figures of the job queue and the prompt cache as they stand.
+fn figures(stats: &QueueStats, prompts: &PromptCacheStats) -> Registry {
     let mut registry = Registry::with_prefix("zoetrope");
     let mut by = |name: &str, help: &str, label: &'static str, values: &[(&'static str, u64)]| {
         let family = Family::<[(&'static str, &'static str); 1], Gauge>::default();
@@ -109,13 +110,9 @@ fn figures(stats: &QueueStats, device: &DeviceStats, prompts: &PromptCacheStats)
     one("queue_oldest_age_ms", "How long the oldest waiting job has waited", stats.oldest_queued_age_ms);
     one("gpu_reserved_ms", "Device time reserved by unfinished jobs", stats.reserved_gpu_ms);
     one("gpu_recorded_ms", "Device time on the ledger", stats.recorded_gpu_ms);
-    one("device_busy_ms", "Device time of all steps since this process started", device.busy_ms);
-    one("device_steps", "Steps that the device has run since this process started", device.steps);
-    one("device_sessions_waiting", "Sessions that wait for their first step", device.waiting as u64);
-    one("device_sessions_active", "Sessions between their first and last step", device.active as u64);
     registry
 }
 
-fn gauge(value: u64) -> i64 {
+pub(super) fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

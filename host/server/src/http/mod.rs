@@ -7,6 +7,7 @@
 mod auth;
 mod body;
 mod content;
+mod device_metrics;
 mod error;
 mod fields;
 mod functions;

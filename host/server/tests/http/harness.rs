@@ -4,12 +4,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use control_plane::{ClaimedJob, FunctionKind, JobOutcome, JobStore, Quotas, Role, UsageSegment, WorkerName};
-use pipeline::{Digest, FrameSize, StoredVideo, TenantId, Usage};
+use pipeline::{Digest, FrameSize, StoredVideo, SystemClock, TenantId, Usage};
 use serde_json::{Value, json};
 use server::{Config, Platform, http};
 use std::sync::Arc;
 use tempfile::TempDir;
 use tower::Service;
+use video_model::devices::{CpuDevice, Device};
 
 pub(crate) struct Api {
     pub(crate) platform: Arc<Platform>,
@@ -55,8 +56,14 @@ pub(crate) const WASM: (&str, &str) = ("content-type", "application/wasm");
 impl Api {
     /// With an operator's key and the keys of two tenants.
     pub(crate) async fn new() -> Self {
+        Self::on(Arc::new(CpuDevice::new(None).unwrap())).await
+    }
+
+    /// The same with models on this device.
+    pub(crate) async fn on(device: Arc<dyn Device>) -> Self {
         let folder = TempDir::new().unwrap();
-        let platform = Platform::open(Config::in_folder(folder.path())).await.unwrap();
+        let config = Config::in_folder(folder.path());
+        let platform = Platform::open_with(config, Arc::new(SystemClock), vec![device]).await.unwrap();
         let operator = platform.jobs.ensure_operator_key().await.unwrap().unwrap().expose().to_owned();
         let mut keys = Vec::new();
         for name in ["alice", "bob"] {

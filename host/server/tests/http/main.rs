@@ -1,8 +1,9 @@
-//! The routes against their promises, in one process and without a worker: nothing here runs the model.
+//! The routes against their promises, in one process. Only `devices` has a worker and runs the model.
 
 mod access;
 mod bad_input;
 mod content;
+mod devices;
 mod functions;
 mod harness;
 mod usage;

@@ -1,5 +1,6 @@
 //! Work as the device thread sees it.
 
+use super::Life;
 use super::bill::Carry;
 use futures::channel::oneshot;
 use pipeline::{Stage, StageContext, StageError, StageResult, UsageField};
@@ -17,7 +18,8 @@ pub trait Session: Send + 'static {
     /// Names sessions whose steps cost about the same; past ones tell the queue what to expect of this one.
     fn cost_class(&self) -> u64;
 
-    /// Runs the next step, on the device's pool. The last one returns the output. Not called again after an error.
+    /// Runs the next step, on the device's pool. The last one returns the output. Not called again after an error;
+    /// `DeviceFailed` says that the device must be reset.
     fn step(&mut self) -> StageResult<Option<Self::Output>>;
 }
 
@@ -37,12 +39,22 @@ impl Bill {
     pub const DIFFUSE: Self = Self { stage: Stage::Diffuse, field: UsageField::DiffuseGpuMs };
     /// Frames between key frames.
     pub const INTERPOLATE: Self = Self { stage: Stage::Interpolate, field: UsageField::InterpolateGpuMs };
+    /// All of them, in the order of a job's stages.
+    pub const ALL: [Self; 3] = [Self::CONDITION, Self::DIFFUSE, Self::INTERPOLATE];
+
+    /// Its place in [`Bill::ALL`]; a stage that is not among them counts as diffusion.
+    pub(super) fn index(self) -> usize {
+        Self::ALL.iter().position(|bill| *bill == self).unwrap_or(1)
+    }
 }
 
 /// Whether a session goes on.
 pub(super) enum Turn {
     More,
-    Over(Finished),
+    /// It has an outcome, which [`Task::finish`] tells.
+    Over,
+    /// The device failed under it.
+    DeviceFailed,
 }
 
 /// A session that is over and whose caller does not know yet.
@@ -58,6 +70,8 @@ impl Finished {
 /// A session with its output type erased.
 pub(super) struct Task {
     pub(super) cx: StageContext,
+    /// That of the device when what the session uses was made.
+    pub(super) life: Life,
     pub(super) bill: Bill,
     pub(super) submitted_ns: u64,
     pub(super) carry: Carry,
@@ -70,25 +84,28 @@ trait Work: Send {
     fn cost_class(&self) -> u64;
     fn is_abandoned(&self) -> bool;
     fn step(&mut self, report: &dyn Fn()) -> Turn;
-    fn fail(&mut self, error: StageError) -> Finished;
+    /// Ends the session with `error`, or else with the outcome of its last step.
+    fn end(&mut self, error: Option<StageError>) -> Finished;
 }
 
 struct Typed<S: Session> {
     /// Gone once the session is over, so that its memory is free before its caller goes on.
     session: Option<S>,
+    outcome: Option<StageResult<S::Output>>,
     reply: Option<oneshot::Sender<StageResult<S::Output>>>,
 }
 
 /// A task and the other end of its reply.
 pub(super) fn task<S: Session>(
     cx: StageContext,
+    life: Life,
     bill: Bill,
     session: S,
     submitted_ns: u64,
 ) -> (Task, oneshot::Receiver<StageResult<S::Output>>) {
     let (reply, receiver) = oneshot::channel();
-    let work = Box::new(Typed { session: Some(session), reply: Some(reply) });
-    (Task { cx, bill, submitted_ns, carry: Carry::default(), done: 0, work }, receiver)
+    let work = Box::new(Typed { session: Some(session), outcome: None, reply: Some(reply) });
+    (Task { cx, life, bill, submitted_ns, carry: Carry::default(), done: 0, work }, receiver)
 }
 
 /// Waits for a session's outcome.
@@ -115,8 +132,17 @@ impl Task {
         turn
     }
 
+    pub(super) fn steps_left(&self) -> u32 {
+        self.work.steps().saturating_sub(self.done)
+    }
+
+    /// Ends the session with what its last step made of it.
+    pub(super) fn finish(&mut self) -> Finished {
+        self.work.end(None)
+    }
+
     pub(super) fn fail(&mut self, error: StageError) -> Finished {
-        self.work.fail(error)
+        self.work.end(Some(error))
     }
 }
 
@@ -134,7 +160,7 @@ impl<S: Session> Work for Typed<S> {
     }
 
     fn step(&mut self, report: &dyn Fn()) -> Turn {
-        let Some(session) = &mut self.session else { return Turn::Over(Finished(Box::new(|| ()))) };
+        let Some(session) = &mut self.session else { return Turn::Over };
         // A session that panicked is never touched again except to drop it, so no broken state can be seen.
         let result = catch_unwind(AssertUnwindSafe(|| {
             let outcome = session.step();
@@ -143,22 +169,24 @@ impl<S: Session> Work for Typed<S> {
             }
             outcome
         }));
-        match result {
-            Ok(Ok(None)) => Turn::More,
-            Ok(Ok(Some(output))) => Turn::Over(self.finish(Ok(output))),
-            Ok(Err(error)) => Turn::Over(self.finish(Err(error))),
-            Err(panic) => Turn::Over(self.finish(Err(panicked(&*panic)))),
-        }
+        let outcome = match result {
+            Ok(Ok(None)) => return Turn::More,
+            Ok(Err(StageError::DeviceFailed { .. })) => return Turn::DeviceFailed,
+            Ok(Ok(Some(output))) => Ok(output),
+            Ok(Err(error)) => Err(error),
+            Err(panic) => Err(panicked(&*panic)),
+        };
+        self.outcome = Some(outcome);
+        Turn::Over
     }
 
-    fn fail(&mut self, error: StageError) -> Finished {
-        self.finish(Err(error))
-    }
-}
-
-impl<S: Session> Typed<S> {
-    fn finish(&mut self, outcome: StageResult<S::Output>) -> Finished {
+    fn end(&mut self, error: Option<StageError>) -> Finished {
         self.session = None;
+        let lost = || Err(StageError::Internal("a session ended without an outcome".to_owned()));
+        let outcome = match (error, self.outcome.take()) {
+            (Some(error), _) => Err(error),
+            (None, outcome) => outcome.unwrap_or_else(lost),
+        };
         let reply = self.reply.take();
         Finished(Box::new(move || {
             if let Some(reply) = reply {

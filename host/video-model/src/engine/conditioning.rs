@@ -1,6 +1,7 @@
 //! `condition`: prompts and pictures become what the transformer attends to.
 
 use super::internal;
+use super::on_device::MadeOn;
 use super::prompt_cache::{PromptCache, PromptKey};
 use crate::device_queue::Session;
 use crate::memory::Placement;
@@ -26,6 +27,8 @@ pub(super) struct PromptConditioning {
     pub(super) placement: Placement,
     /// What it needs besides the model's weights.
     pub(super) job_bytes: u64,
+    /// The device that holds all of this.
+    pub(super) made_on: MadeOn,
 }
 
 /// A prompt as the text encoder sees it.
@@ -93,7 +96,8 @@ impl Encode {
         let prompts: Vec<&str> = missing.iter().map(|text| text.prompt.as_str()).collect();
         let states = self.model.text_encoder.encode_all(&prompts).map_err(internal)?;
         for (text, states) in missing.into_iter().zip(states) {
-            self.learnt.push((text.key, states.clone()));
+            // Copied within the step: what a device that fails leaves behind must not be kept as the prompt's.
+            self.learnt.push((text.key, states.to_host().map_err(|e| internal(e.into()))?));
             text.states = Some(states);
         }
         Ok(())
@@ -123,8 +127,9 @@ impl Encode {
         };
         let (model_name, model) = (self.model_name.clone(), Arc::clone(&self.model));
         // The engine has decided about memory, and says so when all is encoded.
-        let (placement, job_bytes) = (Placement::default(), 0);
-        let conditioning = PromptConditioning { model_name, model, prompt, negative, image, placement, job_bytes };
+        let (placement, job_bytes, made_on) = (Placement::default(), 0, MadeOn::default());
+        let conditioning =
+            PromptConditioning { model_name, model, prompt, negative, image, placement, job_bytes, made_on };
         Ok(Some(Encoded { conditioning, learnt: std::mem::take(&mut self.learnt) }))
     }
 }

@@ -5,34 +5,35 @@ mod diffusion;
 mod in_between;
 mod known;
 mod memory_gate;
+mod on_device;
+mod placing;
 mod prompt_cache;
 #[cfg(test)]
 mod tests;
 
-use crate::device_queue::{Bill, DeviceQueue, QueueLimits, QueueStats};
+use crate::device_queue::{Bill, QueueStats};
+use crate::devices::{Device, DeviceChoice, DeviceId, Sensors, ThisMachine};
 use crate::error::ModelError;
-use crate::lora::{LoraLibrary, LoraSet};
-use crate::memory::{MemoryEstimate, Placement, Workload, available_bytes};
-use crate::model::VideoModel;
+use crate::lora::LoraLibrary;
+use crate::memory::{MemoryEstimate, Placement};
 use crate::noise;
 use crate::precision::Precision;
 use crate::registry::{DEFAULT_MODEL, ModelInfo, Registry};
-use crate::transformer::Residency;
 use async_trait::async_trait;
 use conditioning::{Encode, Encoded, PromptConditioning};
 use diffusion::{Denoise, Diffused};
-use futures::channel::oneshot;
 use in_between::{Between, Sequence};
-use memory_gate::MemoryGate;
+use on_device::{MadeOn, OnDevice};
 use pipeline::{
     Condition, Conditioning, Diffuse, Frame, FrameSize, Frames, GenerationPlan, Interpolate, KeyFrames, ModelDefaults,
     StageContext, StageError, StageResult,
 };
+use placing::{JobTime, Placed, by_wait};
 use prompt_cache::PromptCache;
 pub use prompt_cache::{PromptCacheConfig, PromptCacheStats};
-use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What an engine is made of.
 #[derive(Debug, Clone)]
@@ -43,13 +44,17 @@ pub struct EngineConfig {
     pub loras: Vec<(String, PathBuf)>,
     /// Numbers of the networks.
     pub dtype: Precision,
-    /// Threads of the device; none takes all cores.
+    /// What the networks run on.
+    pub device: DeviceChoice,
+    /// Most devices to take where the choice is left to us.
+    pub devices_max: usize,
+    /// Threads of a device; none takes all cores.
     pub threads: Option<usize>,
-    /// Sessions that may wait for the device or run on it; one more is refused.
+    /// Sessions that may wait for a device or run on it; one more is refused.
     pub queue_capacity: usize,
     /// What encoded prompts may take, and where they are kept.
     pub prompt_cache: PromptCacheConfig,
-    /// Bytes that models and jobs may take; none takes what is free when the engine starts.
+    /// Bytes that models and jobs may take on each device; none takes what is free when the engine starts.
     pub memory_bytes_max: Option<u64>,
 }
 
@@ -59,6 +64,8 @@ impl Default for EngineConfig {
             models: Vec::new(),
             loras: Vec::new(),
             dtype: Precision::default(),
+            device: DeviceChoice::These(vec![DeviceId::Cpu]),
+            devices_max: usize::MAX,
             threads: None,
             queue_capacity: 256,
             prompt_cache: PromptCacheConfig::default(),
@@ -76,35 +83,79 @@ pub struct DiffuseOptions {
     pub dump_latents: Option<PathBuf>,
 }
 
-/// The models of one process on one device. Dropping it ends the device thread.
+/// One of an engine's devices and how it stands.
+#[derive(Debug, Clone)]
+pub struct DeviceReport {
+    /// Which one, like `cuda:0`.
+    pub id: DeviceId,
+    /// What the ledger calls it.
+    pub name: String,
+    /// Its queue.
+    pub queue: QueueStats,
+    /// Jobs placed on it.
+    pub jobs: usize,
+    /// What its vendor's tools say about it.
+    pub sensors: Option<Sensors>,
+    /// Whether it failed and could not be reset.
+    pub is_out_of_order: bool,
+}
+
+/// The models of one process on its devices, with a thread for each. Dropping it ends the threads.
 pub struct VideoEngine {
-    registry: Arc<Registry>,
-    queue: DeviceQueue,
+    devices: Vec<OnDevice>,
     prompts: Arc<PromptCache>,
-    loras: Arc<LoraLibrary>,
-    /// Bytes that models and jobs may take.
-    memory_bytes_max: u64,
-    memory: MemoryGate,
+    job_time: Arc<JobTime>,
 }
 
 impl VideoEngine {
-    /// Reads the models' descriptions and starts the device thread; weights are loaded when they are first needed.
+    /// Reads the models' descriptions and starts the devices' threads; weights are loaded when they are first needed.
     pub fn start(config: EngineConfig) -> StageResult<Arc<Self>> {
-        let registry = Registry::new(config.models, config.dtype).map_err(internal)?;
-        let threads =
-            config.threads.or_else(|| std::thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
-        let limits = QueueLimits { sessions_max: config.queue_capacity, threads: threads.max(1) };
-        let (registry, queue) = (Arc::new(registry), DeviceQueue::start(limits)?);
-        let prompts = Arc::new(PromptCache::new(config.prompt_cache));
-        let loras = Arc::new(LoraLibrary::new(config.loras));
-        // A system that does not say what is free refuses nothing.
-        let memory_bytes_max = config.memory_bytes_max.or_else(available_bytes).unwrap_or(u64::MAX);
-        Ok(Arc::new(Self { registry, queue, prompts, memory_bytes_max, memory: MemoryGate::default(), loras }))
+        let devices = config.device.open(&ThisMachine::new(config.threads), config.devices_max)?;
+        Self::on(devices, config)
     }
 
-    /// What the time was spent on, for usage records.
-    pub fn device_name(&self) -> &str {
-        "cpu"
+    /// The same on given devices, at least one; what `config` says about devices counts for nothing.
+    pub fn on(devices: Vec<Arc<dyn Device>>, config: EngineConfig) -> StageResult<Arc<Self>> {
+        if devices.is_empty() {
+            return Err(StageError::Internal("an engine without a device".to_owned()));
+        }
+        let start = |(index, device)| {
+            let registry = Registry::new(config.models.clone(), config.dtype).map_err(internal)?;
+            let loras = LoraLibrary::new(config.loras.clone());
+            OnDevice::start(index, device, registry, loras, config.queue_capacity, config.memory_bytes_max)
+        };
+        let devices = devices.into_iter().enumerate().map(start).collect::<StageResult<_>>()?;
+        let prompts = Arc::new(PromptCache::new(config.prompt_cache));
+        Ok(Arc::new(Self { devices, prompts, job_time: Arc::default() }))
+    }
+
+    /// Its devices, in the order in which they were given.
+    pub fn devices(&self) -> Vec<DeviceReport> {
+        let report = |on: &OnDevice| DeviceReport {
+            id: on.device.id(),
+            name: on.device.name().to_owned(),
+            queue: on.queue.stats(),
+            jobs: on.jobs.load(Ordering::SeqCst),
+            sensors: on.device.sensors(),
+            is_out_of_order: on.queue.is_out_of_order(),
+        };
+        self.devices.iter().map(report).collect()
+    }
+
+    /// How many devices there are.
+    pub fn device_count(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Whether any device takes work.
+    pub fn has_working_device(&self) -> bool {
+        self.devices.iter().any(|on| !on.queue.is_out_of_order())
+    }
+
+    /// What a job's time was spent on, for usage records: its device, or the first one when it never came to one.
+    pub fn device_name(&self, cx: &StageContext) -> &str {
+        let index = cx.device.get::<Placed>().map_or(0, |placed| placed.device);
+        self.devices.get(index).unwrap_or(&self.devices[0]).device.name()
     }
 
     /// The model of requests that name none.
@@ -114,33 +165,29 @@ impl VideoEngine {
 
     /// Every registered model.
     pub fn models(&self) -> StageResult<Vec<ModelInfo>> {
-        self.registry.list()
+        self.first().registry.list()
     }
 
     /// One model (none: the default).
     pub fn model_info(&self, name: Option<&str>) -> StageResult<ModelInfo> {
-        self.registry.show(name)
+        self.first().registry.show(name)
     }
 
-    /// How a job would be placed and what it needs; an error when there is not so much memory beside the other models.
+    /// How a job would be placed on the device that suits it best, and what it needs; an error when no device has so much
+    /// memory beside its other models.
     pub fn admit(&self, plan: &GenerationPlan) -> StageResult<(Placement, MemoryEstimate)> {
-        let there_is = self.memory_bytes_max.saturating_sub(self.registry.loaded_bytes_beside(&plan.model)?);
-        self.registry.memory(&plan.model)?.place(&Workload::from(plan), there_is)
+        self.devices[self.suiting(Some(plan))?].admit(plan)
     }
 
-    /// The most that the tensors of all jobs took at one time, weights aside.
+    /// The most that the tensors of all jobs took at one time on one device, weights aside.
     pub fn arena_peak_bytes(&self) -> usize {
-        self.queue.arena().peak_bytes()
-    }
-
-    /// How the device queue stands.
-    pub fn queue_stats(&self) -> QueueStats {
-        self.queue.stats()
+        self.devices.iter().map(|on| on.device.peak_bytes()).max().unwrap_or(0)
     }
 
     /// What a plan asks for and its video lacks: keys of adapters that the model has no layer for. Known once it has run.
     pub fn warnings(&self, plan: &GenerationPlan) -> Vec<String> {
-        self.loras.unused(&plan.model, &plan.loras)
+        let unused = self.devices.iter().map(|on| on.loras.unused(&plan.model, &plan.loras));
+        unused.into_iter().find(|lines| !lines.is_empty()).unwrap_or_default()
     }
 
     /// What the prompt cache has done and holds.
@@ -168,12 +215,14 @@ impl VideoEngine {
                 Some(load.map_err(|e| StageError::invalid("noise", e.to_string()))?)
             }
         };
-        let loras = self.lora_set(plan, conditioning).await?;
+        let MadeOn { device, life } = conditioning.made_on;
+        let on = self.devices.get(device).ok_or_else(|| StageError::Internal("no such device".to_owned()))?;
+        let loras = on.lora_set(cx, plan, &conditioning.model).await?;
         let session = Denoise::new(plan, conditioning, loras, noise)?;
-        let weights_bytes = self.registry.loaded_bytes_beside("")?;
-        let there_is = self.memory_bytes_max.saturating_sub(weights_bytes);
-        let _reserved = self.memory.reserve(conditioning.job_bytes, there_is).await;
-        let Diffused { key_frames, latents, shape } = self.queue.run(cx, Bill::DIFFUSE, session).await?;
+        let weights_bytes = on.registry.loaded_bytes_beside("")?;
+        let there_is = on.memory_bytes_max.saturating_sub(weights_bytes);
+        let _reserved = on.memory.reserve(conditioning.job_bytes, there_is).await;
+        let Diffused { key_frames, latents, shape } = on.queue.run(cx, life, Bill::DIFFUSE, session).await?;
         if let Some(path) = &options.dump_latents {
             noise::save_latent(path, "latents", shape, &latents)
                 .map_err(|e| StageError::invalid("dump_latents", e.to_string()))?;
@@ -192,75 +241,82 @@ impl VideoEngine {
         if times.is_empty() {
             return Ok(Vec::new());
         }
-        let interpolator = self.off_thread(|registry| registry.interpolator()).await?;
-        self.queue.run(cx, Bill::INTERPOLATE, Between::new(interpolator, first, last, times)?).await
+        let (on, life) = self.place(cx, None)?.alive();
+        let interpolator = on.off_thread(cx, |registry| registry.interpolator()).await?;
+        let session = Between::new(interpolator, first, last, times)?;
+        on.queue.run(cx, life, Bill::INTERPOLATE, session).await
     }
 
-    async fn model(&self, name: &str, residency: Residency) -> StageResult<Arc<VideoModel>> {
-        if let Some(model) = self.registry.loaded(name, residency)? {
-            return Ok(model);
+    fn first(&self) -> &OnDevice {
+        &self.devices[0]
+    }
+
+    /// The device of the job of `cx`, chosen now if it has none yet.
+    fn place(&self, cx: &StageContext, plan: Option<&GenerationPlan>) -> StageResult<&OnDevice> {
+        let placed = match cx.device.get::<Placed>() {
+            Some(placed) => Some(placed),
+            None => {
+                let chosen = self.suiting(plan)?;
+                let jobs = &self.devices[chosen].jobs;
+                cx.device.get_or_init(|| Placed::new(chosen, jobs, &self.job_time, &cx.meter))
+            }
+        };
+        let on = placed.and_then(|placed| self.devices.get(placed.device));
+        on.ok_or_else(|| StageError::Internal("the job runs on another engine".to_owned()))
+    }
+
+    /// The device on which a job waits least, among those that work and have the memory for it.
+    fn suiting(&self, plan: Option<&GenerationPlan>) -> StageResult<usize> {
+        let model = plan.map(|plan| plan.model.as_str());
+        let loads = self.devices.iter().map(|on| on.load(model)).collect::<StageResult<Vec<_>>>()?;
+        let mut refusal = None;
+        for index in by_wait(&loads, self.job_time.us()) {
+            let on = &self.devices[index];
+            let admitted = match plan {
+                _ if on.queue.is_out_of_order() => Err(StageError::Unavailable("no device works".to_owned())),
+                Some(plan) => on.admit(plan).map(drop),
+                None => Ok(()),
+            };
+            match admitted {
+                Ok(()) => return Ok(index),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
         }
-        let name = name.to_owned();
-        self.off_thread(move |registry| registry.load(&name, residency)).await
-    }
-
-    /// The adapters that the plan asks for; reading them may take long.
-    async fn lora_set(
-        &self,
-        plan: &GenerationPlan,
-        conditioning: &PromptConditioning,
-    ) -> StageResult<Option<Arc<LoraSet>>> {
-        if plan.loras.is_empty() {
-            return Ok(None);
-        }
-        let (library, model) = (Arc::clone(&self.loras), Arc::clone(&conditioning.model));
-        let (name, loras) = (plan.model.clone(), plan.loras.clone());
-        self.off_thread(move |_| library.set(&name, &model, &loras)).await
-    }
-
-    /// Runs `load` on a thread of its own, so that neither the device nor an async executor waits for a disk.
-    async fn off_thread<T: Send + 'static>(
-        &self,
-        load: impl FnOnce(&Registry) -> StageResult<T> + Send + 'static,
-    ) -> StageResult<T> {
-        let (reply, receiver) = oneshot::channel();
-        let registry = Arc::clone(&self.registry);
-        std::thread::Builder::new()
-            .name("off-device".to_owned())
-            // The caller may have gone; then there is nobody to tell, and the model stays loaded for the next one.
-            .spawn(move || drop(reply.send(load(&registry))))
-            .map_err(|e| StageError::Internal(format!("no thread to load a model on: {e}")))?;
-        receiver.await.unwrap_or_else(|_| Err(StageError::Internal("loading a model panicked".to_owned())))
+        Err(refusal.unwrap_or_else(|| StageError::Unavailable("no device works".to_owned())))
     }
 }
 
 #[async_trait]
 impl Condition for VideoEngine {
     async fn condition(&self, cx: &StageContext, plan: &GenerationPlan) -> StageResult<Conditioning> {
-        self.registry
+        self.first()
+            .registry
             .defaults(Some(&plan.model))?
             .pictures
             .check(plan.given.iter().map(|given| given.index), plan.key_frames)?;
-        let (placement, estimate) = self.admit(plan)?;
-        tracing::info!(model = plan.model, %placement, %estimate, "memory");
-        let admitted = |conditioning| PromptConditioning { placement, job_bytes: estimate.job_bytes(), ..conditioning };
-        let model = self.model(&plan.model, placement.residency).await?;
+        let (on, life) = self.place(cx, Some(plan))?.alive();
+        let (placement, estimate) = on.admit(plan)?;
+        tracing::info!(model = plan.model, device = %on.device.id(), %placement, %estimate, "memory");
+        let made_on = MadeOn { device: on.index, life };
+        let job_bytes = estimate.job_bytes();
+        let admitted = |conditioning| PromptConditioning { placement, job_bytes, made_on, ..conditioning };
+        let model = on.model(cx, &plan.model, placement.residency).await?;
         let (session, cache) = (Encode::new(plan, Arc::clone(&model)), Arc::clone(&self.prompts));
-        let mut session = self.off_thread(move |_| session.look_up(&cache)).await?;
+        let mut session = on.off_thread(cx, move |_| session.look_up(&cache)).await?;
         if let Some(Encoded { conditioning, .. }) = session.finished()? {
             return Ok(Conditioning::new(admitted(conditioning)));
         }
         if session.needs_text_encoder() {
-            self.off_thread(move |_| model.text_encoder.prepare().map_err(internal)).await?;
+            on.prepare_text_encoder(cx, model).await?;
         }
-        let Encoded { conditioning, learnt } = self.queue.run(cx, Bill::CONDITION, session).await?;
+        let Encoded { conditioning, learnt } = on.queue.run(cx, life, Bill::CONDITION, session).await?;
         if !learnt.is_empty() {
             let cache = Arc::clone(&self.prompts);
             let keep = move |_: &Registry| {
                 learnt.iter().for_each(|(key, states)| cache.insert(*key, states));
                 Ok(())
             };
-            self.off_thread(keep).await?;
+            on.off_thread(cx, keep).await?;
         }
         Ok(Conditioning::new(admitted(conditioning)))
     }
@@ -269,7 +325,7 @@ impl Condition for VideoEngine {
 #[async_trait]
 impl Diffuse for VideoEngine {
     fn defaults(&self, model: Option<&str>) -> StageResult<ModelDefaults> {
-        Ok(ModelDefaults { loras: self.loras.names(), ..self.registry.defaults(model)? })
+        Ok(ModelDefaults { loras: self.first().loras.names(), ..self.first().registry.defaults(model)? })
     }
 
     async fn diffuse(
@@ -292,12 +348,14 @@ impl Interpolate for VideoEngine {
         fps: u32,
         size: FrameSize,
     ) -> StageResult<Frames> {
-        let interpolator = self.off_thread(|registry| registry.interpolator()).await?;
+        let (on, life) = self.place(cx, None)?.alive();
+        let interpolator = on.off_thread(cx, |registry| registry.interpolator()).await?;
         let session = Sequence::new(interpolator, key_frames, frame_count, size)?;
-        Ok(Frames { frames: self.queue.run(cx, Bill::INTERPOLATE, session).await?, fps })
+        Ok(Frames { frames: on.queue.run(cx, life, Bill::INTERPOLATE, session).await?, fps })
     }
 }
 
+/// A failure inside of the models as the outcome of a stage.
 fn internal(error: ModelError) -> StageError {
-    StageError::Internal(error.to_string())
+    error.of_stage("")
 }

@@ -2,10 +2,13 @@
 
 use super::known::{Known, KnownEncoder};
 use super::*;
+use crate::devices::{CpuDevice, DeviceFault, Timed};
 use crate::quality::compare;
+use crate::transformer::Residency;
 use futures::executor::block_on;
 use pipeline::{CancelToken, GenerationRequest, GivenKeyFrame, Lane, Sampler};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/goldens/default_model.safetensors");
 /// The prompt of the golden.
@@ -57,7 +60,7 @@ fn four_guided_steps_from_given_noise_end_where_diffusers_ends() {
         let conditioning = engine.condition(&cx(), &plan).await.unwrap();
         engine.diffuse_with(&cx(), &plan, &conditioning, options).await.unwrap()
     });
-    let model = engine.registry.load(DEFAULT_MODEL, Residency::Resident).unwrap();
+    let model = engine.first().registry.load(DEFAULT_MODEL, Residency::Resident).unwrap();
     let shape = diffusion::latent_shape(&model, &plan).unwrap();
     let read = |path: &Path| noise::load_latent(path, "latents", shape).unwrap();
     let (got, expected) = (read(&dump), read(Path::new(GOLDEN)));
@@ -108,7 +111,8 @@ fn given_pictures_reach_the_transformer_as_in_the_reference() {
     let Some(Known::Beside(known)) = encoder.step(&model.vae).unwrap() else { panic!("nothing is known") };
     let known = kernels::channels_first(&known).unwrap().to_vec_f32();
     let [z, frames, height, width] =
-        diffusion::latent_shape(&engine.registry.load(DEFAULT_MODEL, Residency::Resident).unwrap(), &plan).unwrap();
+        diffusion::latent_shape(&engine.first().registry.load(DEFAULT_MODEL, Residency::Resident).unwrap(), &plan)
+            .unwrap();
     let shape = [1 + z, frames, height, width];
     let expected = noise::load_latent(Path::new(GOLDEN), "condition", shape).unwrap();
     // The picture's 256 levels; a mask or a channel in the wrong place is off by more than a tenth.
@@ -132,7 +136,7 @@ fn every_stage_is_billed_to_its_own_counter_and_the_sum_is_the_busy_time() {
     });
     assert_eq!((frames.frames.len(), frames.fps), (48, 24));
     assert!(frames.frames.iter().all(|frame| frame.size() == plan.size));
-    let (usage, stats) = (cx.meter.snapshot(), engine.queue_stats());
+    let (usage, stats) = (cx.meter.snapshot(), engine.devices()[0].queue);
     assert!(usage.diffuse_gpu_ms > 0 && usage.interpolate_gpu_ms > 0, "{usage:?}");
     assert_eq!((usage.gpu_ms(), stats.billed_ms), (stats.busy_ms, stats.busy_ms));
     // Both prompts; pictures known, three denoise steps, eight decoded frames; 48 frames.
@@ -220,7 +224,7 @@ fn an_adapter_changes_the_video_by_its_strength_and_says_what_it_could_not_use()
     let config =
         EngineConfig { dtype: Precision::F32, threads: Some(2), loras: files.to_vec(), ..EngineConfig::default() };
     let engine = VideoEngine::start(config).unwrap();
-    let width = engine.registry.load(DEFAULT_MODEL, Residency::Resident).unwrap().config.transformer.width();
+    let width = engine.first().registry.load(DEFAULT_MODEL, Residency::Resident).unwrap().config.transformer.width();
     lora_file(&files[0].1, width, width);
     lora_file(&files[1].1, width, width + 1);
     assert_eq!(engine.defaults(None).unwrap().loras, ["broken", "style"]);
@@ -261,8 +265,8 @@ fn a_job_that_does_not_fit_is_refused_before_it_starts_with_need_and_have() {
     assert!(matches!(refused, StageError::InvalidArgument { field: "memory", .. }), "{refused:?}");
     let text = refused.to_string();
     assert!(text.contains("8 key frames of 128x128 need 0.0") && text.contains("there are 0.00 GB"), "{text}");
-    assert!(small.registry.loaded(DEFAULT_MODEL, Residency::Resident).unwrap().is_none(), "nothing was loaded");
-    assert_eq!(small.queue_stats().steps, 0, "nothing ran");
+    assert!(small.first().registry.loaded(DEFAULT_MODEL, Residency::Resident).unwrap().is_none(), "nothing was loaded");
+    assert_eq!(small.devices()[0].queue.steps, 0, "nothing ran");
 
     // With memory for all but the blocks they are streamed, and the frames are the same.
     let (_, estimate) = start(u64::MAX).admit(&plan).unwrap();
@@ -271,4 +275,149 @@ fn a_job_that_does_not_fit_is_refused_before_it_starts_with_need_and_have() {
     assert_eq!(placement.residency, Residency::Streamed);
     let roomy = engine(Precision::Bf16, 1);
     assert!(key_frames(&short, &cx, &plan).unwrap() == key_frames(&roomy, &cx, &plan).unwrap());
+}
+
+/// The CPU engine with a fault to come; it counts what it was asked.
+struct Flaky {
+    cpu: CpuDevice,
+    /// Steps until one breaks it.
+    good_steps: AtomicU64,
+    resets: AtomicU64,
+}
+
+impl Flaky {
+    fn new(good_steps: u64) -> Arc<Self> {
+        let cpu = CpuDevice::new(Some(2)).unwrap();
+        Arc::new(Self { cpu, good_steps: good_steps.into(), resets: 0.into() })
+    }
+}
+
+impl Device for Flaky {
+    fn id(&self) -> DeviceId {
+        DeviceId::Cuda(0)
+    }
+    fn name(&self) -> &str {
+        "flaky"
+    }
+    fn timed(&self, step: &mut (dyn FnMut() + Send)) -> Timed {
+        let timed = self.cpu.timed(step);
+        let breaks = self.good_steps.fetch_sub(1, Ordering::SeqCst) == 0;
+        Timed { fault: breaks.then(|| DeviceFault("broken on purpose".to_owned())), ..timed }
+    }
+    fn scope(&self, work: &mut (dyn FnMut() + Send)) {
+        self.cpu.scope(work);
+    }
+    fn free_bytes(&self) -> Option<u64> {
+        self.cpu.free_bytes()
+    }
+    fn peak_bytes(&self) -> usize {
+        self.cpu.peak_bytes()
+    }
+    fn scrub(&self) -> Result<(), DeviceFault> {
+        Ok(())
+    }
+    fn trim(&self) {}
+    fn reset(&self) -> Result<(), DeviceFault> {
+        self.resets.fetch_add(1, Ordering::SeqCst);
+        self.good_steps.store(u64::MAX, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_device_fault_costs_the_job_nothing_and_its_next_run_makes_the_same_video() {
+    // Two prompts, pictures known, one denoise step: then it breaks.
+    let flaky = Flaky::new(3);
+    let engine = VideoEngine::on(vec![flaky.clone()], EngineConfig::default()).unwrap();
+    let plan = plan(&engine, |_| ());
+    let first = cx();
+    assert_eq!(key_frames(&engine, &first, &plan), Err(StageError::DeviceFailed { own_step: true }));
+    assert_eq!(first.meter.snapshot().gpu_ms(), 0);
+    assert_eq!(flaky.resets.load(Ordering::SeqCst), 1);
+    assert!(engine.first().registry.loaded(DEFAULT_MODEL, Residency::Streamed).unwrap().is_none(), "weights are gone");
+    let second = cx();
+    let frames = key_frames(&engine, &second, &plan).unwrap();
+    assert!(frames == key_frames(&super::tests::engine(Precision::Bf16, 2), &cx(), &plan).unwrap());
+    let stats = engine.devices()[0].queue;
+    assert_eq!(stats.billed_ms, second.meter.snapshot().gpu_ms());
+    assert_eq!((stats.billed_ms + stats.refunded_ms, stats.faults), (stats.busy_ms, 1));
+    assert!(stats.refunded_ms > 0);
+}
+
+#[test]
+fn conditioning_that_was_lost_with_the_device_is_refused_and_refunded() {
+    let flaky = Flaky::new(1);
+    let engine = VideoEngine::on(vec![flaky], EngineConfig::default()).unwrap();
+    let (plan, between, breaks) = (plan(&engine, |_| ()), cx(), cx());
+    let conditioning = block_on(engine.condition(&between, &plan)).unwrap();
+    let other = GenerationPlan { prompt: "another prompt".into(), ..plan.clone() };
+    assert_eq!(key_frames(&engine, &breaks, &other), Err(StageError::DeviceFailed { own_step: true }));
+    let lost = block_on(engine.diffuse(&between, &plan, &conditioning)).map(drop);
+    assert_eq!(lost, Err(StageError::DeviceFailed { own_step: false }));
+    assert_eq!(between.meter.snapshot().gpu_ms(), 0);
+    let stats = engine.devices()[0].queue;
+    assert_eq!((stats.billed_ms, stats.refunded_ms), (0, stats.busy_ms));
+}
+
+#[test]
+fn jobs_spread_over_the_devices_and_each_stays_on_its_own() {
+    let devices: Vec<Arc<dyn Device>> = vec![Flaky::new(u64::MAX), Flaky::new(u64::MAX)];
+    let engine = VideoEngine::on(devices, EngineConfig::default()).unwrap();
+    let plan = plan(&engine, |r| r.steps = Some(1));
+    let jobs = [cx(), cx()];
+    let made = jobs.each_ref().map(|cx| block_on(engine.condition(cx, &plan)).unwrap());
+    assert_eq!(engine.devices().iter().map(|device| device.jobs).collect::<Vec<_>>(), [1, 1]);
+    let mut frames = Vec::new();
+    for (cx, conditioning) in jobs.iter().zip(&made) {
+        let keys = block_on(engine.diffuse(cx, &plan, conditioning)).unwrap();
+        frames.push(block_on(engine.interpolate(cx, keys, plan.frame_count, plan.fps, plan.size)).unwrap().frames);
+    }
+    assert!(frames[0] == frames[1], "the same video from each");
+    let used = jobs.each_ref().map(|cx| cx.meter.snapshot().gpu_ms());
+    let billed: Vec<u64> = engine.devices().iter().map(|device| device.queue.billed_ms).collect();
+    assert_eq!(billed, used, "every stage of a job was on one device");
+    drop(jobs);
+    assert!(engine.devices().iter().all(|device| device.jobs == 0));
+}
+
+#[test]
+fn a_device_that_is_out_of_order_gets_no_jobs() {
+    struct Lost(Arc<Flaky>);
+    impl Device for Lost {
+        fn id(&self) -> DeviceId {
+            DeviceId::Cuda(1)
+        }
+        fn name(&self) -> &str {
+            "lost"
+        }
+        fn timed(&self, step: &mut (dyn FnMut() + Send)) -> Timed {
+            self.0.timed(step)
+        }
+        fn scope(&self, work: &mut (dyn FnMut() + Send)) {
+            self.0.scope(work);
+        }
+        fn free_bytes(&self) -> Option<u64> {
+            None
+        }
+        fn peak_bytes(&self) -> usize {
+            0
+        }
+        fn scrub(&self) -> Result<(), DeviceFault> {
+            Ok(())
+        }
+        fn trim(&self) {}
+        fn reset(&self) -> Result<(), DeviceFault> {
+            Err(DeviceFault("it is gone".to_owned()))
+        }
+    }
+    let devices: Vec<Arc<dyn Device>> = vec![Arc::new(Lost(Flaky::new(0))), Flaky::new(u64::MAX)];
+    let engine = VideoEngine::on(devices, EngineConfig::default()).unwrap();
+    let plan = plan(&engine, |r| r.steps = Some(1));
+    assert_eq!(key_frames(&engine, &cx(), &plan), Err(StageError::DeviceFailed { own_step: true }));
+    assert!(engine.devices()[0].is_out_of_order && engine.has_working_device());
+    for _ in 0..2 {
+        let cx = cx();
+        key_frames(&engine, &cx, &plan).unwrap();
+        assert_eq!(engine.device_name(&cx), "flaky");
+    }
 }

@@ -77,6 +77,11 @@ impl LoraLibrary {
         Ok(Some(set))
     }
 
+    /// Forgets all sets; requests that use them keep theirs.
+    pub fn unload_all(&self) {
+        self.sets.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn ready(&self, key: &SetKey) -> Option<Arc<LoraSet>> {
         let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
         let at = sets.iter().position(|(of, _)| of == key)?;

@@ -53,6 +53,7 @@ fn to_guest(error: StageError) -> wit::Error {
         StageError::BudgetExhausted { .. } => wit::Error::BudgetExhausted,
         StageError::Cancelled => wit::Error::Cancelled,
         StageError::Unavailable(text) => wit::Error::Unavailable(text),
+        StageError::DeviceFailed { .. } => wit::Error::Unavailable(error.to_string()),
         // Details are for the operator, not for tenants' code.
         StageError::Function { .. } | StageError::Internal(_) => {
             tracing::error!(%error, "a host call of a component failed");
@@ -77,12 +78,28 @@ pub(crate) fn from_guest(
         wit::Error::InvalidArgument(text) => blame(&text),
         wit::Error::Denied(text) => blame(&format!("denied: {text}")),
         wit::Error::Unavailable(text) => match host_failure {
-            Some(error @ StageError::Unavailable(_)) => error,
+            Some(error @ (StageError::Unavailable(_) | StageError::DeviceFailed { .. })) => error,
             _ => blame(&format!("unavailable: {text}")),
         },
         wit::Error::Internal(text) => match host_failure {
             Some(error @ StageError::Internal(_)) => error,
             _ => blame(&format!("internal error: {text}")),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pipeline::Lane;
+
+    #[test]
+    fn a_device_failure_passes_through_a_component_and_is_believed_only_when_it_was_one() {
+        let (cx, failed) = (StageContext::unmetered(Lane(0)), StageError::DeviceFailed { own_step: false });
+        let wit::Error::Unavailable(told) = to_guest(failed.clone()) else { panic!("components know no other word") };
+        assert!(told.contains("nothing is billed"), "{told}");
+        let again = |host_failure| from_guest("f", &cx, host_failure, wit::Error::Unavailable(told.clone()));
+        assert_eq!(again(Some(failed.clone())), failed);
+        assert!(matches!(again(None), StageError::Function { .. }));
     }
 }
