@@ -31,6 +31,9 @@ using bf16 = __nv_bfloat16;
 DEVICE float f32(float x) { return x; }
 DEVICE float f32(bf16 x) { return __bfloat162float(x); }
 
+// a * b, rounded before anything is added to it.
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
+
 // Two values as bf16 in one word, `low` in its low half.
 DEVICE uint32_t bf16_pair(float low, float high) {
   uint32_t pair;

@@ -42,7 +42,7 @@ pub use linear::{PackedLinear, linear, linear_residual};
 pub use norm::{channel_norm_silu, layer_norm, layer_norm_modulate, rms_norm};
 pub use resample::{
     SizeFactors, add_averaged, add_repeated, backward_warp, blend_mask, pixel_shuffle2x, resize_bilinear,
-    upsample_nearest2x,
+    rgb_to_yuv420, upsample_nearest2x, warp_blend,
 };
 pub use rope::{RopeTable, rms_norm_rope, rope};
 pub use tensor::{Device, Dtype, Tensor};

@@ -253,6 +253,31 @@ fn split<S: Tiles>(s: S, coordinate: S::F, n: usize) -> (S::F, S::F) {
     (first, s.sub(clamped, first))
 }
 
+/// Both warps and the blend, row by row: the warped rows stay in the caches.
+pub(super) fn warp_blend(isa: Isa, images: [&Tensor; 2], dims: [usize; 3], flows: [&[f32]; 2], mask: &[f32]) -> Tensor {
+    by_dtype!(images[0], warp_blend_as(isa, images, dims, flows, mask))
+}
+
+fn warp_blend_as<T: Element>(
+    isa: Isa,
+    images: [&Tensor; 2],
+    [h, w, c]: [usize; 3],
+    flows: [&[f32]; 2],
+    mask: &[f32],
+) -> Tensor {
+    by_rows(h, w * c, images[0].shape(), |y, out| {
+        let warped = [0, 1].map(|i| {
+            let (image, flow) = (elements::<T>(images[i]), &flows[i][y * w * 2..][..w * 2]);
+            let mut row = Buffer::with_capacity(w * c);
+            isa.run(WarpRow { image, size: [h, w, c], y, flow, out: &mut row.spare_capacity_mut()[..w * c] });
+            // SAFETY: every pixel of the row has been written.
+            unsafe { row.set_len(w * c) };
+            row
+        });
+        isa.run(BlendRow { a: &warped[0], b: &warped[1], mask: &mask[y * w..][..w], c, out });
+    })
+}
+
 pub(super) fn blend_mask(isa: Isa, a: &Tensor, b: &Tensor, mask: &[f32], [h, w, c]: [usize; 3]) -> Tensor {
     by_dtype!(a, blend_as(isa, a, b, mask, [h, w, c]))
 }

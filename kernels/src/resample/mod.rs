@@ -1,19 +1,27 @@
 //! Resizing, shuffling and warping of channels-last pictures.
 
 mod cpu;
+mod cuda;
 mod reference;
 mod shortcut;
+mod yuv;
 
 pub use shortcut::{SizeFactors, add_averaged, add_repeated};
+pub use yuv::rgb_to_yuv420;
 
-use crate::error::{Result, argument_error, shape_error};
+use crate::cuda::device_of;
+use crate::error::{Result, argument_error, dtype_error, shape_error};
 use crate::simd::Isa;
 use crate::tensor::Tensor;
 
 /// Doubles height and width by repeating pixels: x [(f,) h, w, c] → [(f,) 2h, 2w, c] (torch's `nearest-exact`, factor 2).
 pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
-    let [f, h, w, c] = clip_shape("upsample_nearest2x", x)?;
+    const OP: &str = "upsample_nearest2x";
+    let [f, h, w, c] = clip_shape(OP, x)?;
     let shape = with_size(x, 2 * h, 2 * w, c);
+    if let Some(device) = device_of(OP, &[x])? {
+        return cuda::upsample_nearest2x(&device, x, [f, h, w, c], &shape);
+    }
     if Isa::current().is_some() {
         return Ok(cpu::upsample_nearest2x(x, [f, h, w, c], &shape));
     }
@@ -29,6 +37,9 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor
         return argument_error(OP, format!("a size of {height}x{width} is empty"));
     }
     let resized = with_size(x, height, width, shape[3]);
+    if let Some(device) = device_of(OP, &[x])? {
+        return cuda::resize_bilinear(&device, x, shape, [height, width], &resized);
+    }
     if let Some(isa) = Isa::current() {
         return Ok(cpu::resize_bilinear(isa, x, shape, [height, width], &resized));
     }
@@ -45,6 +56,9 @@ pub fn pixel_shuffle2x(x: &Tensor) -> Result<Tensor> {
         return shape_error(OP, format!("x is {:?}, its channels must be a multiple of 4", x.shape()));
     }
     let shape = with_size(x, 2 * h, 2 * w, c / 4);
+    if let Some(device) = device_of(OP, &[x])? {
+        return cuda::pixel_shuffle2x(&device, x, [f, h, w, c], &shape);
+    }
     if Isa::current().is_some() {
         return Ok(cpu::pixel_shuffle2x(x, [f, h, w, c], &shape));
     }
@@ -67,6 +81,9 @@ pub fn backward_warp(image: &Tensor, flow: &Tensor) -> Result<Tensor> {
     if image.is_empty() {
         return shape_error(OP, format!("image {:?} is empty", image.shape()));
     }
+    if let Some(device) = device_of(OP, &[image, flow])? {
+        return cuda::backward_warp(&device, image, [h, w, c], flow);
+    }
     let flow = flow.f32_values();
     if let Some(isa) = Isa::current() {
         return Ok(cpu::backward_warp(isa, image, [h, w, c], &flow));
@@ -83,12 +100,43 @@ pub fn blend_mask(a: &Tensor, b: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let (b, m) = (b.shape(), mask.shape());
         return shape_error(OP, format!("a {:?}, b {b:?} and mask {m:?} do not fit", a.shape()));
     }
+    if let Some(device) = device_of(OP, &[a, b, mask])? {
+        return cuda::blend_mask(&device, a, b, mask, [h, w, c]);
+    }
     let mask = mask.f32_values();
     if let Some(isa) = Isa::current() {
         return Ok(cpu::blend_mask(isa, a, &b.to_dtype(a.dtype()), &mask, [h, w, c]));
     }
     let y = reference::blend_mask(&a.f32_values(), &b.f32_values(), &mask, c);
     Ok(Tensor::from_result(y, a.shape(), a.dtype()))
+}
+
+/// `blend_mask(backward_warp(a, flow_a), backward_warp(b, flow_b), mask)` in one pass, to the same bits: pictures a and b
+/// [h, w, c] of one dtype, a flow [h, w, 2] for each, mask [h, w, 1] → [h, w, c].
+pub fn warp_blend(a: &Tensor, b: &Tensor, flow_a: &Tensor, flow_b: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    const OP: &str = "warp_blend";
+    let &[h, w, c] = a.shape() else { return shape_error(OP, format!("a is {:?}, needs [h, w, c]", a.shape())) };
+    if a.is_empty() || b.shape() != a.shape() || mask.shape() != [h, w, 1] {
+        let (b, m) = (b.shape(), mask.shape());
+        return shape_error(OP, format!("a {:?}, b {b:?} and mask {m:?} do not fit", a.shape()));
+    }
+    if flow_a.shape() != [h, w, 2] || flow_b.shape() != [h, w, 2] {
+        let (a, b) = (flow_a.shape(), flow_b.shape());
+        return shape_error(OP, format!("the flows are {a:?} and {b:?}, need [{h}, {w}, 2]"));
+    }
+    if a.dtype() != b.dtype() {
+        return dtype_error(OP, "the pictures differ in dtype");
+    }
+    if let Some(device) = device_of(OP, &[a, b, flow_a, flow_b, mask])? {
+        return cuda::warp_blend(&device, [a, b], [h, w, c], [flow_a, flow_b], mask);
+    }
+    match Isa::current() {
+        Some(isa) => {
+            let (flow_a, flow_b, mask) = (flow_a.f32_values(), flow_b.f32_values(), mask.f32_values());
+            Ok(cpu::warp_blend(isa, [a, b], [h, w, c], [&flow_a, &flow_b], &mask))
+        }
+        None => blend_mask(&backward_warp(a, flow_a)?, &backward_warp(b, flow_b)?, mask),
+    }
 }
 
 /// [f, h, w, c], with f = 1 for a single picture; nothing may be empty.
@@ -111,6 +159,7 @@ pub(crate) fn with_size(x: &Tensor, h: usize, w: usize, c: usize) -> Vec<usize> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Dtype;
 
     fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
         Tensor::from_f32(values, shape).unwrap()
@@ -150,6 +199,35 @@ mod tests {
         let flow = tensor(&[0.5, 3.0, 0.0, f32::NAN], &[1, 2, 2]);
         assert_eq!(backward_warp(&row, &flow).unwrap().to_vec_f32(), vec![1.5, 2.0]);
         assert!(backward_warp(&image, &row).is_err());
+    }
+
+    #[test]
+    fn both_warps_and_the_blend_in_one_pass_have_the_bits_of_three() {
+        let value = |i: usize| (i.wrapping_mul(2_654_435_761) >> 9) as u16 as f32 / 65536.0;
+        let noise = |seed: usize, shape: &[usize], scale: f32| {
+            tensor(&(0..shape.iter().product()).map(|i| (value(i + seed) - 0.5) * scale).collect::<Vec<_>>(), shape)
+        };
+        for (dtype, c) in [(Dtype::F32, 3), (Dtype::F32, 8), (Dtype::Bf16, 3), (Dtype::Bf16, 21)] {
+            let (h, w) = (13, 37);
+            let (a, b) = (noise(0, &[h, w, c], 2.0).to_dtype(dtype), noise(999, &[h, w, c], 2.0).to_dtype(dtype));
+            let (to_a, to_b) = (noise(77, &[h, w, 2], 30.0), noise(55, &[h, w, 2], 30.0));
+            let mask = noise(33, &[h, w, 1], 12.0);
+            let three = (backward_warp(&a, &to_a).unwrap(), backward_warp(&b, &to_b).unwrap());
+            let three = blend_mask(&three.0, &three.1, &mask).unwrap();
+            let one = warp_blend(&a, &b, &to_a, &to_b, &mask).unwrap();
+            assert_eq!((one.dtype(), one.to_vec_f32()), (dtype, three.to_vec_f32()), "{c} channels");
+        }
+    }
+
+    #[test]
+    fn warp_blend_refuses_what_does_not_fit() {
+        let (picture, flow, mask) =
+            (tensor(&[0.0; 6], &[1, 2, 3]), tensor(&[0.0; 4], &[1, 2, 2]), tensor(&[0.0; 2], &[1, 2, 1]));
+        assert!(warp_blend(&picture, &picture, &flow, &mask, &mask).is_err());
+        assert!(warp_blend(&picture, &flow, &flow, &flow, &mask).is_err());
+        assert!(warp_blend(&picture, &picture, &flow, &flow, &flow).is_err());
+        assert!(warp_blend(&picture, &picture.to_dtype(Dtype::Bf16), &flow, &flow, &mask).is_err());
+        assert!(warp_blend(&picture, &picture, &flow, &flow, &mask).is_ok());
     }
 
     #[test]

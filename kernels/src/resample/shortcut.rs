@@ -12,7 +12,8 @@
 
 use half::bf16;
 
-use super::clip_shape;
+use super::{clip_shape, cuda};
+use crate::cuda::device_of;
 use crate::error::{Result, shape_error};
 use crate::parallel;
 use crate::simd::Element;
@@ -56,7 +57,12 @@ pub fn add_averaged(y: &Tensor, x: &Tensor, factors: SizeFactors) -> Result<Tens
     if !fits {
         return shape_error(OP, format!("{:?} does not average to {:?} with {factors:?}", x.shape(), y.shape()));
     }
+    let device = device_of(OP, &[y, x])?;
     let x = x.to_dtype(y.dtype());
+    if let Some(device) = device {
+        let missing = from[0].next_multiple_of(time) - from[0];
+        return cuda::add_averaged(&device, y, &x, from, to, factors, missing);
+    }
     match y.dtype() {
         Dtype::F32 => averaged_as(y, &x, from, to, factors, |v: f32| v),
         Dtype::Bf16 => averaged_as(y, &x, from, to, factors, bf16::from_f32),
@@ -79,7 +85,11 @@ pub fn add_repeated(y: &Tensor, x: &Tensor, factors: SizeFactors) -> Result<Tens
     if !fits {
         return shape_error(OP, format!("{:?} does not repeat to {:?} with {factors:?}", x.shape(), y.shape()));
     }
+    let device = device_of(OP, &[y, x])?;
     let x = x.to_dtype(y.dtype());
+    if let Some(device) = device {
+        return cuda::add_repeated(&device, y, &x, from, to, factors, from[0] * time - to[0]);
+    }
     match y.dtype() {
         Dtype::F32 => repeated_as(y, &x, from, to, factors, |v: f32| v),
         Dtype::Bf16 => repeated_as(y, &x, from, to, factors, bf16::from_f32),

@@ -10,5 +10,6 @@ mod layout;
 mod linear;
 mod norm;
 mod rope;
+mod resample;
 mod sanitized;
 mod support;

@@ -8,6 +8,7 @@ use crate::weights::Scope;
 use kernels::{
     Activation, Dtype, PackedConv2d, PackedConvTranspose2d, Padding, Tensor, backward_warp, blend_mask,
     concat_channels, conv_transpose2d, conv2d, linear_combination, pixel_shuffle2x, resize_bilinear, slice_channels,
+    warp_blend,
 };
 use serde::Deserialize;
 
@@ -115,8 +116,7 @@ impl IfNet {
         t: f32,
         trace: impl FnMut(&[Tensor; 2], &Tensor),
     ) -> Result<Tensor> {
-        let found = self.find(first, last, t, trace)?;
-        found.blend(&found.warp(first, last)?)
+        self.find(first, last, t, trace)?.frame(first, last)
     }
 
     /// What lies at `t` in 0..=1. `trace` sees each block's flows and its mask [h/scale, w/scale, 1].
@@ -151,6 +151,12 @@ impl Found {
     pub(super) fn doubled(&self) -> Result<Self> {
         let double = |flow| -> Result<Tensor> { Ok(linear_combination(&[(2.0, &enlarge(flow, 2)?)])?) };
         Ok(Self { flows: [double(&self.flows[0])?, double(&self.flows[1])?], mask: enlarge(&self.mask, 2)? })
+    }
+
+    /// The frame at t, not clamped: both pictures moved there and blended.
+    fn frame(&self, first: &Prepared, last: &Prepared) -> Result<Tensor> {
+        let [to_first, to_last] = &self.flows;
+        Ok(warp_blend(&first.image, &last.image, to_first, to_last, &self.mask)?)
     }
 
     /// Moves both pictures to t: (first, last), each [h, w, 3].
