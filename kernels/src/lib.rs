@@ -18,6 +18,7 @@ mod error;
 mod gemm;
 mod layout;
 mod linear;
+pub mod measure;
 mod norm;
 mod packed;
 mod parallel;

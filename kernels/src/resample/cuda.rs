@@ -2,7 +2,7 @@
 
 use super::shortcut::SizeFactors;
 use super::yuv::YuvWeights;
-use crate::cuda::{CudaDevice, Launch, Module};
+use crate::cuda::{CudaBuffer, CudaDevice, Launch, Module};
 use crate::error::{Result, argument_error};
 use crate::tensor::{Dtype, Tensor};
 
@@ -195,15 +195,14 @@ fn check_size(op: &'static str, pixels: usize, c: usize) -> Result<()> {
     Ok(())
 }
 
+/// The planes, in device memory.
 pub(super) fn rgb_to_yuv420(
     device: &CudaDevice,
     rgb: &Tensor,
     [f, h, w]: [usize; 3],
     weights: &YuvWeights,
-) -> Result<Vec<u8>> {
-    const OP: &str = "rgb_to_yuv420";
-    let bytes = f * h * w * 3 / 2;
-    let planes = device.buffer(OP, bytes)?;
+) -> Result<CudaBuffer> {
+    let planes = device.buffer("rgb_to_yuv420", f * h * w * 3 / 2)?;
     let weights = [weights.luma, weights.blue, weights.red].concat();
     let weights: Vec<u8> = weights.iter().flat_map(|weight| weight.to_ne_bytes()).collect();
     // A thread converts two rows of as many pixels as it can write at once: more where rows are whole vectors.
@@ -212,5 +211,5 @@ pub(super) fn rgb_to_yuv420(
     let launch = kernel(device, rgb.dtype(), ["rgb_to_yuv420_f32", "rgb_to_yuv420_bf16"])?.tensor(rgb).buffer(&planes);
     let launch = launch.long(f).int(h).int(w).int(columns).bytes(&weights);
     launch.blocks([(f * h * w / 2 / columns).div_ceil(THREADS), 1, 1]).threads(THREADS).run()?;
-    Ok(planes.read::<u8>(OP, 0, bytes)?.to_vec())
+    Ok(planes)
 }

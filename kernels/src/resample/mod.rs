@@ -8,6 +8,7 @@ mod yuv;
 
 pub use shortcut::{SizeFactors, add_averaged, add_repeated};
 pub use yuv::rgb_to_yuv420;
+pub(crate) use yuv::yuv420_on_device;
 
 use crate::cuda::device_of;
 use crate::error::{Result, argument_error, dtype_error, shape_error};

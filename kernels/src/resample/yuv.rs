@@ -13,7 +13,7 @@
 use rayon::prelude::*;
 
 use super::{clip_shape, cuda};
-use crate::cuda::device_of;
+use crate::cuda::{CudaBuffer, CudaDevice, device_of};
 use crate::error::{Result, argument_error, shape_error};
 use crate::tensor::Tensor;
 
@@ -44,12 +44,34 @@ impl YuvWeights {
     }
 }
 
+const OP: &str = "rgb_to_yuv420";
+
 /// The planes of 4:2:0 video, BT.709 in limited range, of pictures [(f,) h, w, 3] with red, green and blue in 0..=1: for each
 /// frame h·w bytes of luma, then h·w/4 each of the differences of blue and of red. Both sides must be even.
 ///
 /// Values are rounded to bytes first, so the planes are those that an encoder makes of the finished 8-bit frames.
 pub fn rgb_to_yuv420(rgb: &Tensor) -> Result<Vec<u8>> {
-    const OP: &str = "rgb_to_yuv420";
+    let [f, h, w] = checked(rgb)?;
+    if let Some(device) = device_of(OP, &[rgb])? {
+        let planes = cuda::rgb_to_yuv420(&device, rgb, [f, h, w], &YuvWeights::bt709())?;
+        return Ok(planes.read::<u8>(OP, 0, planes.bytes())?.to_vec());
+    }
+    let weights = YuvWeights::bt709();
+    let mut planes = vec![0; f * h * w * 3 / 2];
+    let frames = planes.chunks_exact_mut(h * w * 3 / 2);
+    for (rgb, planes) in rgb.f32_values().chunks_exact(h * w * 3).zip(frames) {
+        convert(rgb, w, &weights, planes);
+    }
+    Ok(planes)
+}
+
+/// The planes left in the memory of `device`, where `rgb` is.
+pub(crate) fn yuv420_on_device(device: &CudaDevice, rgb: &Tensor) -> Result<CudaBuffer> {
+    cuda::rgb_to_yuv420(device, rgb, checked(rgb)?, &YuvWeights::bt709())
+}
+
+/// Frames, height and width.
+fn checked(rgb: &Tensor) -> Result<[usize; 3]> {
     let [f, h, w, c] = clip_shape(OP, rgb)?;
     if c != 3 {
         return shape_error(OP, format!("x is {:?}, its last dimension must be red, green and blue", rgb.shape()));
@@ -57,16 +79,7 @@ pub fn rgb_to_yuv420(rgb: &Tensor) -> Result<Vec<u8>> {
     if h % 2 == 1 || w % 2 == 1 {
         return argument_error(OP, format!("both sides must be even, they are {h} and {w}"));
     }
-    let weights = YuvWeights::bt709();
-    if let Some(device) = device_of(OP, &[rgb])? {
-        return cuda::rgb_to_yuv420(&device, rgb, [f, h, w], &weights);
-    }
-    let mut planes = vec![0; f * h * w * 3 / 2];
-    let frames = planes.chunks_exact_mut(h * w * 3 / 2);
-    for (rgb, planes) in rgb.f32_values().chunks_exact(h * w * 3).zip(frames) {
-        convert(rgb, w, &weights, planes);
-    }
-    Ok(planes)
+    Ok([f, h, w])
 }
 
 /// One frame.
