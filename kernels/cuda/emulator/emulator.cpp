@@ -142,7 +142,8 @@ bool land(Block& b, bool threads_ran) {
   if (b.in_flight.empty()) return false;
   if (threads_ran && b.order() % 4 != 0) return true;
   const size_t which = b.order() % b.in_flight.size();
-  const auto work = std::move(b.in_flight[which]);
+  if (threads_ran && b.in_flight[which].last) return true;
+  const auto work = std::move(b.in_flight[which].work);
   b.in_flight.erase(b.in_flight.begin() + static_cast<long>(which));
   work();
   return true;

@@ -97,6 +97,12 @@ struct Slot {
   alignas(16) unsigned char bytes[64];
 };
 
+// A piece of a copy engine's work. One that is last is not done before all threads wait for something.
+struct Errand {
+  std::function<void()> work;
+  bool last;
+};
+
 struct Block {
   std::vector<Fiber> fibers;
   std::vector<Slot> slots;
@@ -105,7 +111,7 @@ struct Block {
   size_t dynamic_shared_bytes = 0;
   const std::function<void()>* body = nullptr;
   // What copy engines have still to do. The scheduler does these one by one, at random and rather late.
-  std::vector<std::function<void()>> in_flight;
+  std::vector<Errand> in_flight;
   // What the twins of an instruction family keep for the length of a block, one of each type.
   std::map<std::type_index, std::shared_ptr<void>> states;
   std::mt19937 order;

@@ -8,6 +8,9 @@
 
 #include "emulator.h"
 
+// Passing a TensorMap by value was another matter before GCC 4.6, it says.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 // As large and as aligned as the driver's CUtensorMap. What is in it here is the stand-in driver's own (EncodedMap).
 struct alignas(128) TensorMap {
   uint64_t opaque[16];
@@ -221,7 +224,7 @@ inline void tensor_load(void* to, const TensorMap* map, int column, int row, uin
       }
     }
   }
-  emulator::block->in_flight.push_back([encoded, address, column, row, b] {
+  auto work = [encoded, address, column, row, b] {
     for (uint32_t r = 0; r < encoded.box_rows; r++) {
       for (uint32_t c = 0; c < encoded.box_columns; c++) {
         // What lies outside of the matrix is zero.
@@ -235,7 +238,8 @@ inline void tensor_load(void* to, const TensorMap* map, int column, int row, uin
     }
     b->bytes -= static_cast<long>(encoded.box_rows) * encoded.box_columns * 2;
     b->settle();
-  });
+  };
+  emulator::block->in_flight.push_back({std::move(work), emulator::block->order() % 2 == 0});
 }
 
 inline void named_arrive(int id, int threads) {
