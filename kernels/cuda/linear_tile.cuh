@@ -77,8 +77,7 @@ DEVICE void over_pieces(char* tiles, const char* x, const char* w, const Epilogu
     const char* stage = tiles + piece % Shape::stages * Shape::stage_bytes;
     multiply(stage, stage + Shape::rows * 64);
   }
-  cp_async_wait<0>();
-  // The tiles' memory is used again by the epilogue.
+  // The tiles' memory is used again by the epilogue; copies that were started since the last wait are of no piece.
   __syncthreads();
 }
 

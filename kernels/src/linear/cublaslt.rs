@@ -290,3 +290,18 @@ fn words(error: &CublasError) -> String {
 fn failed(op: &'static str, error: &CublasError) -> Error {
     Error::Device { op, detail: words(error) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_the_library_gets_a_reason_instead_of_a_panic() {
+        // SAFETY: as in `open`.
+        if unsafe { sys::is_culib_present() } {
+            return;
+        }
+        let why = CublasLt::open().err().unwrap_or_default();
+        assert_eq!(why, "no cuBLASLt (libcublasLt) on this machine");
+    }
+}
