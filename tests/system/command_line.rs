@@ -111,11 +111,12 @@ fn a_wrong_value_exits_with_3_and_says_what_would_be_right() {
     let out = file(&dir, "a.mp4");
     let generate =
         |field: &'static str, value: &'static str| ["generate", "--prompt", "a", field, value, "--out", "a.mp4"];
-    let cases: [(&[&str], &str); 13] = [
+    let cases: [(&[&str], &str); 14] = [
         (&["generate", "--prompt", "a", "--size", "13x7", "--out", text(&out)], "even"),
         (&["generate", "--prompt", "", "--out", text(&out)], "prompt"),
         (&["generate", "--prompt", "a", "--sampler", "magic", "--out", text(&out)], "euler"),
-        (&["generate", "--prompt", "a", "--device", "cuda:0", "--out", text(&out)], "cpu"),
+        (&["generate", "--prompt", "a", "--device", "gpu", "--out", text(&out)], "cuda:0,cuda:1"),
+        (&["generate", "--prompt", "a", "--device", "cuda:99", "--out", text(&out)], "there is no cuda:99 here"),
         (&["generate", "--prompt", "a", "--model", "no-such-model", "--out", text(&out)], "no model here"),
         (&["interpolate", "/no/such/file.mp4"], "no such file"),
         (&generate("--schedule", "cubic"), "karras"),

@@ -69,7 +69,6 @@ impl Scheduler {
             matches!(turn, Turn::DeviceFailed).then(|| DeviceFault("an operation of a step told so".to_owned()));
         let fault = timed.fault.or(noticed);
         if fault.is_some() {
-            self.faults += 1;
             over.extend(self.lanes.pop().map(|task| self.refund(task, true)));
             return Ran { over, fault };
         }
@@ -90,8 +89,9 @@ impl Scheduler {
         all.into_iter().map(|task| self.end(task, error.clone())).collect()
     }
 
-    /// Ends every session because the device failed in a step of another.
+    /// Ends every session that is left, because the device has failed.
     pub(super) fn give_up_all(&mut self) -> Vec<Finished> {
+        self.faults += 1;
         let all = self.lanes.take_where(|_| true);
         all.into_iter().map(|task| self.refund(task, false)).collect()
     }
