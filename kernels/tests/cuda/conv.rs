@@ -207,6 +207,26 @@ fn conv_transpose2d_on_the_device_equals_the_reference() {
 }
 
 #[test]
+fn pictures_of_one_type_pass_through_kernels_of_the_other() {
+    let bench = bench();
+    for (of_x, of_kernel) in [(Dtype::F32, Dtype::Bf16), (Dtype::Bf16, Dtype::F32)] {
+        let (w, x) = (weight(&[9, 3, 3, 3], 19), random(&[2, 7, 6, 3], 20).to_dtype(of_x));
+        let host = PackedConv2d::new(&w, None, 2, Padding::all(1), of_kernel).unwrap();
+        let shape = [2, 4, 3, 9];
+        // The residual's own type does not matter: it is brought to x's.
+        let residual = random(&shape, 21).to_dtype(of_kernel);
+        let expected = reference(|| conv2d(&x, &host, Activation::Silu, Some(&residual)));
+        let [w, x, residual] = [w, x, residual].map(|tensor| bench.on_device(&tensor));
+        let packed = PackedConv2d::new(&w, None, 2, Padding::all(1), of_kernel).unwrap();
+        bench.each_order(|| {
+            let y = conv2d(&x, &packed, Activation::Silu, Some(&residual)).unwrap();
+            assert_eq!((y.shape(), y.dtype()), (&shape[..], of_x));
+            assert_close(&y, &expected, Dtype::Bf16);
+        });
+    }
+}
+
+#[test]
 fn a_convolution_with_weights_and_pictures_in_different_places_is_refused() {
     let bench = bench();
     let (w, x) = (weight(&[4, 8, 1, 1], 15), random(&[3, 3, 8], 16));
