@@ -1,5 +1,4 @@
-//! Whole pipelines against diffusers: the folders that it wrote, through the engine, from the same noise and pictures.
-//! The goldens are made by `tests/parity/pipelines.py`.
+//! Runs a folder that diffusers wrote through the engine and compares it with diffusers' own result.
 
 use futures::executor::block_on;
 use pipeline::{
@@ -15,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
 use video_model::Precision;
+use video_model::devices::{DeviceChoice, DeviceId};
 use video_model::engine::{DiffuseOptions, EngineConfig, VideoEngine};
 
 #[derive(Deserialize)]
@@ -59,9 +59,11 @@ fn folder_of(case: &Case) -> TempDir {
     folder
 }
 
-fn engine(model: &Path, precision: Precision) -> Arc<VideoEngine> {
+fn engine(model: &Path, precision: Precision, device: DeviceId) -> Arc<VideoEngine> {
     let models = vec![("wan".to_owned(), model.to_owned())];
-    VideoEngine::start(EngineConfig { models, dtype: precision, threads: Some(2), ..EngineConfig::default() }).unwrap()
+    let device = DeviceChoice::These(vec![device]);
+    let config = EngineConfig { models, dtype: precision, device, threads: Some(2), ..EngineConfig::default() };
+    VideoEngine::start(config).unwrap()
 }
 
 fn picture(tensor: &TensorView<'_>) -> Frame {
@@ -82,9 +84,9 @@ fn relative_rmse(got: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// Relative RMSE of the latents, and the root mean square of the pictures' differences in levels of 256.
-fn run(case: &Case, golden: &SafeTensors<'_>, precision: Precision) -> (f64, f64) {
+fn run(case: &Case, golden: &SafeTensors<'_>, precision: Precision, device: DeviceId) -> (f64, f64) {
     let folder = folder_of(case);
-    let engine = engine(folder.path(), precision);
+    let engine = engine(folder.path(), precision, device);
     let [width, height] = case.size;
     let request = GenerationRequest {
         prompt: case.prompt.clone(),
@@ -126,47 +128,28 @@ fn run(case: &Case, golden: &SafeTensors<'_>, precision: Precision) -> (f64, f64
     (relative_rmse(&latents, &expected), (levels.sum::<f64>() / rgb.len() as f64).sqrt())
 }
 
-fn follow_diffusers(precision: Precision, latents_max: f64, levels_max: f64, takes: impl Fn(&str) -> bool) {
+/// How far a run may be from diffusers.
+pub struct Limits {
+    /// Relative RMSE of the latents.
+    pub latents: f64,
+    /// Root mean square of the pictures' differences, in levels of 256.
+    pub levels: f64,
+}
+
+/// Fails unless every case whose name `takes` says yes to ends where diffusers ends.
+#[track_caller]
+pub fn follow_diffusers(precision: Precision, device: DeviceId, limits: &Limits, takes: impl Fn(&str) -> bool) {
     let file = fs::read(goldens().join("cases.safetensors")).unwrap();
     let golden = SafeTensors::deserialize(&file).unwrap();
     let cases: Vec<Case> = cases().into_iter().filter(|case| takes(&case.name) && !case.name.contains("dpm")).collect();
     assert!(!cases.is_empty());
     let mut failed = Vec::new();
     for case in cases {
-        let (latents, levels) = run(&case, &golden, precision);
-        if !(latents <= latents_max && levels <= levels_max) {
+        let (latents, levels) = run(&case, &golden, precision, device);
+        if !(latents <= limits.latents && levels <= limits.levels) {
             failed.push((case.name, latents, levels));
         }
     }
-    assert!(failed.is_empty(), "latents above {latents_max} or pictures above {levels_max}: {failed:?}");
-}
-
-// Sums in another order, over some passes of networks of two blocks. Missing a quirk moves the latents by a percent or
-// more. Half a level is the rounding to bytes.
-
-#[test]
-fn text_to_video_in_f32_ends_where_diffusers_ends_with_each_sampler() {
-    follow_diffusers(Precision::F32, 1e-3, 0.5, |name| name.starts_with("t2v"));
-}
-
-#[test]
-fn image_to_video_in_f32_ends_where_diffusers_ends_with_each_sampler() {
-    follow_diffusers(Precision::F32, 1e-3, 0.5, |name| name.starts_with("i2v"));
-}
-
-#[test]
-fn first_and_last_frame_in_f32_end_where_diffusers_ends_with_each_sampler() {
-    follow_diffusers(Precision::F32, 1e-3, 0.5, |name| name.starts_with("flf"));
-}
-
-#[test]
-fn per_frame_noise_levels_in_f32_end_where_diffusers_ends_with_each_sampler() {
-    follow_diffusers(Precision::F32, 1e-3, 0.5, |name| name.starts_with("ti2v"));
-}
-
-#[test]
-fn every_pipeline_in_bf16_stays_close_to_diffusers_in_f32() {
-    // Eight bits of mantissa through up to twelve passes, where guidance multiplies the difference of two passes by five; a
-    // decoder of random weights then makes up to seven levels of a percent.
-    follow_diffusers(Precision::Bf16, 2e-2, 10.0, |_| true);
+    let Limits { latents, levels } = limits;
+    assert!(failed.is_empty(), "latents above {latents} or pictures above {levels}: {failed:?}");
 }

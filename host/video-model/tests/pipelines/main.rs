@@ -1,0 +1,72 @@
+//! Whole pipelines against diffusers: the folders that it wrote, through the engine, from the same noise and pictures, on the
+//! CPU and on the device. The goldens are made by `tests/parity/pipelines.py`.
+
+mod support;
+
+use support::{Limits, follow_diffusers};
+use video_model::Precision;
+use video_model::devices::DeviceId;
+
+/// Sums in another order, over some passes of networks of two blocks. Missing a quirk moves the latents by a percent or
+/// more. Half a level is the rounding to bytes.
+const F32: Limits = Limits { latents: 1e-3, levels: 0.5 };
+
+/// Eight bits of mantissa through up to twelve passes, where guidance multiplies the difference of two passes by five; a
+/// decoder of random weights then makes up to seven levels of a percent.
+const BF16: Limits = Limits { latents: 2e-2, levels: 10.0 };
+
+#[test]
+fn text_to_video_in_f32_ends_where_diffusers_ends_with_each_sampler() {
+    follow_diffusers(Precision::F32, DeviceId::Cpu, &F32, |name| name.starts_with("t2v"));
+}
+
+#[test]
+fn image_to_video_in_f32_ends_where_diffusers_ends_with_each_sampler() {
+    follow_diffusers(Precision::F32, DeviceId::Cpu, &F32, |name| name.starts_with("i2v"));
+}
+
+#[test]
+fn first_and_last_frame_in_f32_end_where_diffusers_ends_with_each_sampler() {
+    follow_diffusers(Precision::F32, DeviceId::Cpu, &F32, |name| name.starts_with("flf"));
+}
+
+#[test]
+fn per_frame_noise_levels_in_f32_end_where_diffusers_ends_with_each_sampler() {
+    follow_diffusers(Precision::F32, DeviceId::Cpu, &F32, |name| name.starts_with("ti2v"));
+}
+
+#[test]
+fn every_pipeline_in_bf16_stays_close_to_diffusers_in_f32() {
+    follow_diffusers(Precision::Bf16, DeviceId::Cpu, &BF16, |_| true);
+}
+
+/// Every kernel of a pipeline, run by the driver's stand-in: weights, memory, launches and recorded steps are those of a GPU.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod on_the_device {
+    use super::*;
+    use standin::Standin;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    const DEVICE: DeviceId = DeviceId::Cuda(0);
+
+    /// The stand-in, for one test at a time: a fault of one would reset the device under the other.
+    fn alone() -> (&'static Standin, MutexGuard<'static, ()>) {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        (Standin::load().expect("the stand-in driver"), turn)
+    }
+
+    #[test]
+    fn pipelines_in_f32_end_where_diffusers_ends() {
+        let _turn = alone();
+        follow_diffusers(Precision::F32, DEVICE, &F32, |name| name.contains("unipc"));
+    }
+
+    #[test]
+    fn pipelines_in_bf16_stay_close_to_diffusers_and_replay_their_steps() {
+        let (standin, _turn) = alone();
+        let before = standin.graph_launches();
+        follow_diffusers(Precision::Bf16, DEVICE, &BF16, |_| true);
+        assert!(standin.graph_launches() > before, "no step was recorded and replayed");
+    }
+}
