@@ -5,11 +5,9 @@
 // clamp               x f32, in place: low ≤ x ≤ high; what is not a number stays
 // multiply            a, b f32 or bf16 → y of a's dtype; b is rounded to it first
 // linear_combination  16 terms at most, f32 or bf16 → y: Σ factor·term, summed in f32 in order
-// combine_step        8 inputs at most, f32 → 4 outputs at most, f32: each Σ weight·input, summed in f64 and rounded
-// once;
+// combine_step        8 inputs at most, f32 → 4 outputs at most, f32: each Σ weight·input, summed in f64 and rounded once;
 //                     an input of weight 0 is not looked at; an output may be the memory of an input
-// gram                4 inputs at most, f32 → part f64 [blocks, 14]: each block's sums of the inputs, then of the
-// products
+// gram                4 inputs at most, f32 → part f64 [blocks, 14]: each block's sums of the inputs, then of the products
 //                     of each with itself and those after it
 // count_infinite      x f32 or bf16 → part f32 [blocks]: how many of a block's elements are infinite or not numbers
 //

@@ -1,6 +1,5 @@
-// Four or eight successive values of a tensor as f32: what one thread of a pointwise kernel moves at a time. Eight bf16
-// or four f32 are one access of 16 bytes; four bf16 beside four f32 one of 8, so that neighbours touch neighbouring
-// bytes.
+// Four or eight successive values of a tensor as f32: what one thread of a pointwise kernel moves at a time. Eight bf16 or
+// four f32 are one access of 16 bytes; four bf16 beside four f32 one of 8, so that neighbours touch neighbouring bytes.
 #pragma once
 
 #include "gpu.cuh"

@@ -16,7 +16,8 @@ const THREADS: usize = 256;
 /// Teams of threads that hold one row each.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Teams {
-    pub(crate) team: usize,
+    /// Power of two that a team within a warp is; below 0 where all threads of a block are one team.
+    pub(crate) team_log2: i32,
     pub(crate) threads: usize,
     pub(crate) blocks: usize,
 }
@@ -34,10 +35,10 @@ impl Teams {
         let least = d.div_ceil(group).div_ceil(HELD);
         if least > WARP {
             let team = least.next_multiple_of(WARP);
-            return Ok(Self { team, threads: team, blocks: rows });
+            return Ok(Self { team_log2: -1, threads: team, blocks: rows });
         }
         let team = least.next_power_of_two();
-        Ok(Self { team, threads: THREADS, blocks: rows.div_ceil(THREADS / team) })
+        Ok(Self { team_log2: team.ilog2() as i32, threads: THREADS, blocks: rows.div_ceil(THREADS / team) })
     }
 }
 
@@ -71,7 +72,7 @@ pub(super) fn layer_norm(device: &CudaDevice, x: &Tensor, affine: &Affine<'_>, e
         .int(d)
         .int(affine.group_rows)
         .float(eps)
-        .int(teams.team)
+        .signed(teams.team_log2)
         .blocks([teams.blocks, 1, 1])
         .threads(teams.threads)
         .run()?;
@@ -92,7 +93,7 @@ pub(super) fn rms_norm(device: &CudaDevice, x: &Tensor, weight: &Tensor, eps: f3
         .int(rows)
         .int(d)
         .float(eps)
-        .int(teams.team)
+        .signed(teams.team_log2)
         .blocks([teams.blocks, 1, 1])
         .threads(teams.threads)
         .run()?;
@@ -112,7 +113,7 @@ pub(super) fn channel_norm_silu(device: &CudaDevice, x: &Tensor, gamma: &Tensor,
         .int(rows)
         .int(d)
         .int(usize::from(silu))
-        .int(teams.team)
+        .signed(teams.team_log2)
         .blocks([teams.blocks, 1, 1])
         .threads(teams.threads)
         .run()?;
@@ -137,16 +138,16 @@ mod tests {
     #[test]
     fn teams_fit_the_width_and_cover_every_row() {
         let of = |rows, d, dtype| {
-            let Teams { team, threads, blocks } = Teams::of("test", rows, d, dtype, dtype).unwrap();
-            (team, threads, blocks)
+            let Teams { team_log2, threads, blocks } = Teams::of("test", rows, d, dtype, dtype).unwrap();
+            (team_log2, threads, blocks)
         };
-        assert_eq!(of(1000, 96, Dtype::Bf16), (4, 256, 16));
-        assert_eq!(of(1000, 384, Dtype::Bf16), (16, 256, 63));
-        assert_eq!(of(7, 1536, Dtype::Bf16), (64, 64, 7));
-        assert_eq!(of(7, 1536, Dtype::F32), (96, 96, 7));
-        assert_eq!(of(7, 1, Dtype::F32), (1, 256, 1));
-        assert_eq!(of(7, ROW_MAX, Dtype::F32), (1024, 1024, 7));
-        assert_eq!(of(7, ROW_MAX, Dtype::Bf16), (512, 512, 7));
+        assert_eq!(of(1000, 96, Dtype::Bf16), (2, 256, 16));
+        assert_eq!(of(1000, 384, Dtype::Bf16), (4, 256, 63));
+        assert_eq!(of(7, 1536, Dtype::Bf16), (-1, 64, 7));
+        assert_eq!(of(7, 1536, Dtype::F32), (-1, 96, 7));
+        assert_eq!(of(7, 1, Dtype::F32), (0, 256, 1));
+        assert_eq!(of(7, ROW_MAX, Dtype::F32), (-1, 1024, 7));
+        assert_eq!(of(7, ROW_MAX, Dtype::Bf16), (-1, 512, 7));
         assert!(Teams::of("test", 7, ROW_MAX + 1, Dtype::F32, Dtype::F32).is_err());
         assert!(Teams::of("test", ROWS_MAX + 1, 8, Dtype::F32, Dtype::F32).is_err());
     }

@@ -46,7 +46,7 @@ pub(super) fn rope(device: &CudaDevice, x: &Tensor, table: &RopeTable) -> Result
         .int(d)
         .int(table.head_dim)
         .int(table.tokens)
-        .int(teams.team)
+        .signed(teams.team_log2)
         .blocks([teams.blocks, 1, 1])
         .threads(teams.threads)
         .run()?;
@@ -79,7 +79,7 @@ pub(super) fn rms_norm_rope(
         .int(d)
         .int(table.head_dim)
         .int(table.tokens)
-        .int(teams.team)
+        .signed(teams.team_log2)
         .blocks([teams.blocks, 1, 1])
         .threads(teams.threads)
         .run()?;
