@@ -369,6 +369,24 @@ pub struct Bench {
     /// Repetitions; the median is printed.
     #[arg(long, default_value_t = 5)]
     pub runs: u32,
+    /// With `kernels`: compare each with float64 instead of timing it; fails when one is wrong.
+    #[arg(long)]
+    pub check: bool,
+    /// With `kernels`: time only those whose names contain this.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub filter: String,
+    /// With `kernels`: sizes that are just large enough to run, to try the measurement itself.
+    #[arg(long)]
+    pub tiny: bool,
+    /// With `forward`: a model folder; its transformer runs.
+    #[arg(long, value_hint = ValueHint::DirPath, required_if_eq("target", "forward"))]
+    pub model: Option<PathBuf>,
+    /// With `forward`: a file of the folder with the tensors `latent`, `timestep` and `text`.
+    #[arg(long, default_value = "inputs.safetensors")]
+    pub inputs: String,
+    /// With `forward`: a safetensors file whose tensor `output` is what should come out, to tell the difference.
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub reference: Option<PathBuf>,
     /// With `model`: a Python with other frameworks (see tests/bench), to run the same networks beside ours.
     #[arg(long, value_name = "PYTHON", value_hint = ValueHint::ExecutablePath)]
     pub peers: Option<PathBuf>,
@@ -382,6 +400,10 @@ pub enum BenchTarget {
     Model,
     /// Start of an instance, frames through an effect.
     Sandbox,
+    /// Each operation of a device beside what the device can copy and multiply; with --check beside float64.
+    Kernels,
+    /// One forward of a model's transformer.
+    Forward,
 }
 
 #[derive(Debug, Args)]

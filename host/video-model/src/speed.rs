@@ -1,5 +1,7 @@
 //! Networks and kernels by themselves, to be timed: in a pool of threads and an arena of their own, as the device runs them.
 
+mod place;
+
 use crate::error::{ModelError, Result};
 use crate::files::ModelFiles;
 use crate::precision::Precision;
@@ -7,6 +9,7 @@ use crate::transformer::{Timestep, WanTransformer};
 use crate::vae::WanVae;
 use crate::weights::Weights;
 use kernels::{Activation, Arena, Dtype, PackedLinear, Tensor, channels_first, channels_last, peak};
+pub use place::{Bound, Ceilings, Check, Extent, Place, Timing};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -44,10 +47,29 @@ pub struct Runner {
 impl Runner {
     /// Loads `part` of a model folder, and its input from the folder's `inputs.safetensors`.
     pub fn load(folder: &Path, part: Part, precision: Precision, threads: usize) -> Result<Self> {
+        Self::load_at(&Place::parse("cpu")?, folder, "inputs.safetensors", part, precision, threads)
+    }
+
+    /// Loads `part` of a model folder to `place`, and its input from another file of the folder.
+    pub fn load_at(
+        place: &Place,
+        folder: &Path,
+        inputs: &str,
+        part: Part,
+        precision: Precision,
+        threads: usize,
+    ) -> Result<Self> {
+        let device = Device::new(threads, place)?;
+        let load = || Self::network(folder, inputs, part, precision);
+        let network = place.device().map_or_else(load, |device| device.scope(load))?;
+        Ok(Self { device, network })
+    }
+
+    fn network(folder: &Path, inputs: &str, part: Part, precision: Precision) -> Result<Network> {
         let files = ModelFiles::Folder(folder.to_owned());
-        let inputs = Weights::from_bytes("inputs.safetensors", files.read("inputs.safetensors")?)?;
+        let inputs = Weights::from_bytes(inputs, files.read(inputs)?)?;
         let input = |name: &str| inputs.tensor(name, inputs.shape(name).unwrap_or_default(), Dtype::F32);
-        let network = match part {
+        Ok(match part {
             Part::Transformer => Network::Transformer {
                 model: Box::new(WanTransformer::load(&files, "transformer", precision)?),
                 latent: channels_last(&input("latent")?)?,
@@ -58,23 +80,33 @@ impl Runner {
                 model: Box::new(WanVae::load(&files, "vae", precision.activations())?),
                 latent: channels_last(&input("z")?)?,
             },
-        };
-        Ok(Self { device: Device::new(threads)?, network })
+        })
     }
 
-    /// One run: its wall time, and its result in torch's layout (channels first).
+    /// One run: its time (the wall's, or the device's own), and its result in torch's layout (channels first).
     pub fn run(&self) -> Result<(Duration, Tensor)> {
-        let started = Instant::now();
-        let output = self.device.run(|| match &self.network {
+        self.device.run(|| {
+            let started = Instant::now();
+            let (output, elapsed) = match self.device.place.device() {
+                None => (self.forward()?, started.elapsed()),
+                Some(device) => {
+                    let (output, ns) = device.timed(|| self.forward())?;
+                    (output?, Duration::from_nanos(ns))
+                }
+            };
+            Ok((elapsed, channels_first(&output)?.to_host()?))
+        })
+    }
+
+    fn forward(&self) -> Result<Tensor> {
+        match &self.network {
             Network::Transformer { model, latent, timestep, text } => {
                 let context = model.context(text, None, None)?;
                 let velocities = model.forward(latent, Timestep::Clip(*timestep), &[&context], None, None)?;
                 velocities.into_iter().next().ok_or_else(|| ModelError::Input("no velocity".to_owned()))
             }
             Network::Vae { model, latent } => model.decode(latent),
-        })?;
-        let elapsed = started.elapsed();
-        Ok((elapsed, channels_first(&output)?))
+        }
     }
 }
 
@@ -82,17 +114,21 @@ impl Runner {
 struct Device {
     pool: ThreadPool,
     arena: Arena,
+    place: Place,
 }
 
 impl Device {
-    fn new(threads: usize) -> Result<Self> {
+    fn new(threads: usize, place: &Place) -> Result<Self> {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|error| ModelError::Input(format!("{threads} threads do not start: {error}")))?;
-        Ok(Self { pool, arena: Arena::new() })
+        Ok(Self { pool, arena: Arena::new(), place: place.clone() })
     }
 
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(|| self.arena.scope(work))
+        self.pool.install(|| match self.place.device() {
+            Some(device) => device.scope(work),
+            None => self.arena.scope(work),
+        })
     }
 }
 
@@ -127,7 +163,7 @@ pub struct KernelSpeed {
 
 /// Times matrix products and attention at shapes of the sample model and of Wan 1.3B.
 pub fn kernels(threads: usize, runs: u32) -> Result<Vec<KernelSpeed>> {
-    let device = Device::new(threads)?;
+    let device = Device::new(threads, &Place::parse("cpu")?)?;
     device.run(|| {
         let peak = peak::multiply_rates();
         let mut measured = Vec::new();
@@ -148,7 +184,7 @@ pub fn kernels(threads: usize, runs: u32) -> Result<Vec<KernelSpeed>> {
             let q = ramp(&[tokens, heads * width])?.to_dtype(Dtype::Bf16);
             let flop = 4.0 * (tokens * tokens * heads * width) as f64;
             let run = || kernels::attention(&q, &q, &q, heads, 1.0 / (width as f32).sqrt(), None, None);
-            let name = format!("attention {tokens} tokens, {heads}x{width} bf16");
+            let name = format!("attention {tokens}x{tokens} {heads}x{width} bf16");
             measured.push(timed(name, flop, peak.bf16 * threads as f64, runs, run)?);
         }
         Ok(measured)

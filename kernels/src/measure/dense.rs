@@ -6,6 +6,7 @@ use crate::attention::attention;
 use crate::conv::{
     CausalConv3d, PackedConv2d, PackedConvTranspose2d, Padding, causal_conv3d, conv_transpose2d, conv2d,
 };
+use crate::cuda::CudaDevice;
 use crate::error::Result;
 use crate::linear::{PackedLinear, linear, linear_residual};
 use crate::tensor::Dtype;
@@ -69,8 +70,20 @@ fn quantised(to: &mut Checker<'_>) -> Result<()> {
         to.within(format!("linear {m}x{n}x{k} int8"), 2e-2, &product(&xs, &ws, &bs, k), || {
             linear(&x, &packed, Activation::None, Dtype::Bf16)
         })?;
+        if multiplies_fp8() {
+            let packed = PackedLinear::fp8(&w, Some(&b))?;
+            // Three bits of mantissa: 2.6 % of each operand.
+            to.within(format!("linear {m}x{n}x{k} fp8"), 6e-2, &product(&xs, &ws, &bs, k), || {
+                linear(&x, &packed, Activation::None, Dtype::Bf16)
+            })?;
+        }
     }
     Ok(())
+}
+
+/// Whether the scope's device has products of e4m3.
+pub(super) fn multiplies_fp8() -> bool {
+    CudaDevice::current().is_some_and(|device| device.info().capability >= (8, 9))
 }
 
 fn attentions(to: &mut Checker<'_>) -> Result<()> {

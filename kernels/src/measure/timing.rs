@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::Inputs;
+use super::dense::multiplies_fp8;
 use crate::activation::Activation;
 use crate::attention::attention;
 use crate::conv::{
@@ -220,10 +221,18 @@ impl<R: FnMut(&Timing)> Timer<'_, R> {
                     linear_residual(&x, &w, Some(&gate), &mut residual)
                 })?;
             }
-            let w = PackedLinear::int8(&self.tensor(&[n, k], Dtype::F32)?, None)?;
+            let weight = self.tensor(&[n, k], Dtype::F32)?;
+            let w = PackedLinear::int8(&weight, None)?;
             self.case(&format!("linear {m}x{n}x{k} int8"), Bound::Int8(flop), || {
                 linear(&x, &w, Activation::None, Dtype::Bf16)
             })?;
+            if multiplies_fp8() {
+                let w = PackedLinear::fp8(&weight, None)?;
+                // Tensor cores multiply both 8-bit types at one rate.
+                self.case(&format!("linear {m}x{n}x{k} fp8"), Bound::Int8(flop), || {
+                    linear(&x, &w, Activation::None, Dtype::Bf16)
+                })?;
+            }
         }
         let (x, w) = (self.tensor(&[t / 4, d], Dtype::F32)?, self.linear(d, d, Dtype::F32)?);
         let name = format!("linear {}x{d}x{d} f32", t / 4);

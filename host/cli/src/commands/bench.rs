@@ -1,5 +1,7 @@
 //! `bench`.
 
+mod device;
+
 use super::generate::start;
 use crate::args::{Bench, BenchTarget};
 use crate::failure::{CommandResult, Failure};
@@ -16,6 +18,8 @@ pub async fn run(args: Bench, output: Output) -> CommandResult {
     output.note("Measuring; other work on this machine makes the figures worse.");
     match args.target {
         BenchTarget::Model => model(args, output).await,
+        BenchTarget::Kernels => device::kernels(&args, output),
+        BenchTarget::Forward => device::forward(&args, output),
         BenchTarget::Sandbox => {
             let (hook, simple, frame) = (guest_bundle::PROMPT_STYLE, guest_bundle::LETTERBOX, guest_bundle::FILM_GRAIN);
             let measuring = server::bench::sandbox(hook, simple, frame, SANDBOX_FRAME, args.runs);

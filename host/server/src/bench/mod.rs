@@ -1,11 +1,13 @@
 //! What `zoetrope bench` measures on the user's own machine. Medians over runs; ratios against peers are made by
 //! running both on one machine, never by comparing figures from two.
 
+mod device;
 mod kernels;
 mod peers;
 mod sandbox;
 mod savings;
 
+pub use device::{DeviceCeilings, DeviceTiming, DeviceTimings, ForwardFigure, KernelCheck, Network, Place};
 pub use kernels::{KernelFigure, kernels};
 pub use peers::{Comparison, Contender, compare_with_peers};
 pub use sandbox::sandbox;
