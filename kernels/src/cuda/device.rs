@@ -440,8 +440,12 @@ impl Drop for Inner {
         // was queued may still use them.
         unsafe {
             let _ = result::stream::synchronize(self.context.stream);
-            self.events.iter().for_each(|event| drop(result::event::destroy(*event)));
-            lock(&self.kernels).modules.values().for_each(|module| drop(result::module::unload(*module)));
+            for event in self.events {
+                let _ = result::event::destroy(event);
+            }
+            for module in lock(&self.kernels).modules.values() {
+                let _ = result::module::unload(*module);
+            }
         }
     }
 }

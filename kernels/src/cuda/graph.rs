@@ -32,8 +32,8 @@ impl CudaDevice {
         let pool = Pool::new(Arc::clone(self.context()), Sizes::Regions);
         // Relaxed: regions of the graph's own pool are allocated while it is recorded.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream is this device's and records nothing yet: a nested capture is refused by the driver.
         let stream = self.stream();
+        // SAFETY: the stream is this device's and records nothing yet: a nested capture is refused by the driver.
         self.remember(unsafe { result::stream::begin_capture(stream.raw(), mode) }.checked(OP))?;
         let made = self.recording(Arc::clone(&pool), work);
         // SAFETY: capture was begun above.

@@ -103,7 +103,9 @@ impl Drop for Halves {
             unsafe {
                 let _ = result::stream::synchronize(self.context.stream);
                 let _ = result::free_host(self.memory.cast());
-                self.free.iter().for_each(|event| drop(result::event::destroy(*event)));
+                for event in self.free {
+                    let _ = result::event::destroy(event);
+                }
             }
         }
     }
