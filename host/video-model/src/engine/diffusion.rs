@@ -53,6 +53,8 @@ enum Recorded {
     Never,
     /// It has run and can be recorded.
     Once,
+    /// The device has no memory left for a recorded pass beside one that runs.
+    TooLarge,
     Replayed(Box<RecordedPass>),
 }
 
@@ -80,6 +82,7 @@ pub(super) struct Denoise {
     phase: Phase,
     key_frames: Vec<Frame>,
     key_frame_count: usize,
+    has_room: bool,
 }
 
 /// [z, f, h, w] of the plan's latent; an error when the model cannot make such a clip.
@@ -115,15 +118,18 @@ impl ExpertState {
         if let Some(device) = &device
             && let Recorded::Once = recorded
         {
-            let pass = transformer.record(device, latent, timestep, &contexts, adapters)?;
-            *recorded = Recorded::Replayed(Box::new(pass));
+            *recorded = match transformer.record(device, latent, timestep, &contexts, adapters) {
+                Ok(pass) => Recorded::Replayed(Box::new(pass)),
+                Err(ModelError::Kernel(kernels::Error::DeviceMemory { .. })) => Recorded::TooLarge,
+                Err(error) => return Err(error),
+            };
         }
         if let Recorded::Replayed(pass) = recorded
             && let Some(answers) = transformer.replay(pass, latent, timestep)?
         {
             return Ok(answers);
         }
-        if device.is_some() {
+        if device.is_some() && !matches!(recorded, Recorded::TooLarge) {
             *recorded = Recorded::Once;
         }
         transformer.forward(latent, timestep, &contexts, adapters, self.cache.as_mut())
@@ -165,6 +171,7 @@ impl Denoise {
             phase: encoder.map_or(Phase::Denoise, Phase::Known),
             key_frames: Vec::with_capacity(plan.key_frames as usize),
             key_frame_count: plan.key_frames as usize,
+            has_room: false,
         })
     }
 
@@ -177,6 +184,15 @@ impl Denoise {
         match &mut self.latent {
             Latent::At(latent) => Ok(latent),
             Latent::Given(_) => Err(ModelError::Input("the latent is nowhere".to_owned())),
+        }
+    }
+
+    /// Before the first step, on a device: all that the plan says the job needs, side by side, so that it is refused now or
+    /// not at all.
+    fn take_room(&mut self) -> Result<()> {
+        match CudaDevice::current().filter(|_| !std::mem::replace(&mut self.has_room, true)) {
+            Some(device) => Ok(device.reserve(self.conditioning.job_bytes as usize)?),
+            None => Ok(()),
         }
     }
 
@@ -290,6 +306,7 @@ impl Session for Denoise {
     }
 
     fn step(&mut self) -> StageResult<Option<Diffused>> {
+        self.take_room().map_err(internal)?;
         match &mut self.phase {
             Phase::Known(encoder) => {
                 if let Some(known) = encoder.step(&self.conditioning.model.vae).map_err(internal)? {

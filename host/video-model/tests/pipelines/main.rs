@@ -69,4 +69,16 @@ mod on_the_device {
         follow_diffusers(Precision::Bf16, DEVICE, &BF16, |_| true);
         assert!(standin.graph_launches() > before, "no step was recorded and replayed");
     }
+
+    #[test]
+    fn a_device_without_room_for_recorded_steps_runs_each_of_them_anew() {
+        let (standin, _turn) = alone();
+        let before = standin.graph_launches();
+        // One region of the device's pool: weights and a step's tensors fit, and nothing beside them.
+        standin.memory_bytes(0, 64 << 20);
+        let run = || follow_diffusers(Precision::F32, DEVICE, &F32, |name| name == "t2v_5.euler");
+        let ended = std::panic::catch_unwind(run);
+        standin.memory_bytes(0, 4 << 30);
+        assert!(ended.is_ok() && standin.graph_launches() == before);
+    }
 }
