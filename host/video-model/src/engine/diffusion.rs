@@ -221,7 +221,8 @@ impl Denoise {
         let adapters = self.loras.as_ref().and_then(|set| set.expert(expert));
         let mut answers = state.pass(transformer, &input, timesteps, guided, adapters)?.into_iter();
         self.state = Some(state);
-        let conditional = answers.next().ok_or_else(|| ModelError::Input("the transformer gave no answer".to_owned()))?;
+        let conditional =
+            answers.next().ok_or_else(|| ModelError::Input("the transformer gave no answer".to_owned()))?;
         self.guidance.combine(step, conditional, answers.next())
     }
 

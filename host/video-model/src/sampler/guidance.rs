@@ -98,8 +98,11 @@ impl Guidance {
         if let GuidanceKind::Apg { momentum, .. } = self.settings.kind {
             self.remember(&conditional, &unconditional, momentum)?;
         }
-        let mut guided =
-            Guided { unconditional: Some(unconditional), momentum: self.momentum.clone(), ..Guided::plain(conditional) };
+        let mut guided = Guided {
+            unconditional: Some(unconditional),
+            momentum: self.momentum.clone(),
+            ..Guided::plain(conditional)
+        };
         guided.form = self.form(&guided)?;
         Ok(guided)
     }

@@ -142,7 +142,10 @@ impl SamplerState {
             Rule::UniPc(unipc) => Some(unipc.history()),
             Rule::Dpm(solver) => Some(solver.history()),
         };
-        history.into_iter().flat_map(multistep::History::pictures).for_each(|(v, picture)| vectors.set(v, Some(picture)));
+        history
+            .into_iter()
+            .flat_map(multistep::History::pictures)
+            .for_each(|(v, picture)| vectors.set(v, Some(picture)));
         let start = match &self.rule {
             Rule::UniPc(unipc) => unipc.start(),
             _ => None,
