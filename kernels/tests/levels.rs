@@ -273,26 +273,32 @@ fn model_sized_operations_agree() {
     }
 }
 
-/// k beyond what the caches hold at a time, columns beyond what one task takes.
+/// k beyond what the caches hold at a time, for int8 as well, columns beyond what one task takes.
 #[test]
 fn long_rows_and_wide_weights_agree() {
-    let (weight, x) = (noise(1, &[400, 2500], Dtype::F32), noise(2, &[70, 2500], Dtype::F32));
-    let (bias, gate, start) =
-        (noise(3, &[400], Dtype::F32), noise(4, &[400], Dtype::F32), noise(5, &[70, 400], Dtype::F32));
-    let linears = [
+    for k in [2500, 4501] {
+        let x = noise(2, &[70, k], Dtype::F32);
+        let (gate, start) = (noise(4, &[400], Dtype::F32), noise(5, &[70, 400], Dtype::F32));
+        for weight in &linears(400, k) {
+            all_levels_agree(Dtype::F32, || kernels::linear(&x, weight, Activation::Gelu, Dtype::F32)).unwrap();
+            all_levels_agree(Dtype::F32, || {
+                let mut residual = start.clone();
+                kernels::linear_residual(&x, weight, Some(&gate), &mut residual)?;
+                Ok(residual)
+            })
+            .unwrap();
+        }
+    }
+}
+
+/// A layer with a bias in every format.
+fn linears(n: usize, k: usize) -> [PackedLinear; 3] {
+    let (weight, bias) = (noise(1, &[n, k], Dtype::F32), noise(3, &[n], Dtype::F32));
+    [
         PackedLinear::new(&weight, Some(&bias), Dtype::F32).unwrap(),
         PackedLinear::new(&weight, Some(&bias), Dtype::Bf16).unwrap(),
         PackedLinear::int8(&weight, Some(&bias)).unwrap(),
-    ];
-    for weight in &linears {
-        all_levels_agree(Dtype::F32, || kernels::linear(&x, weight, Activation::Gelu, Dtype::F32)).unwrap();
-        all_levels_agree(Dtype::F32, || {
-            let mut residual = start.clone();
-            kernels::linear_residual(&x, weight, Some(&gate), &mut residual)?;
-            Ok(residual)
-        })
-        .unwrap();
-    }
+    ]
 }
 
 /// 8 bits for the weight and 8 for the activations, of uniform values: each adds about 1/127/√12 of the largest value, which
@@ -376,6 +382,22 @@ fn results_are_the_same_bits_on_one_thread_and_on_three() {
             pool.install(run).unwrap().iter().map(Tensor::to_vec_f32).collect::<Vec<_>>()
         };
         assert_eq!(on(1), on(3), "{dtype:?}");
+    }
+}
+
+/// Here the number of threads decides how many rows and columns a task has.
+#[test]
+fn products_of_long_rows_are_the_same_bits_on_one_thread_and_on_three() {
+    let (weights, x) = (linears(400, 4501), noise(2, &[150, 4501], Dtype::Bf16));
+    for weight in &weights {
+        let run = || -> Result<Vec<f32>> {
+            let mut sums = noise(5, &[150, 400], Dtype::F32);
+            kernels::linear_residual(&x, weight, None, &mut sums)?;
+            let y = kernels::linear(&x, weight, Activation::Gelu, Dtype::Bf16)?;
+            Ok([sums.to_vec_f32(), y.to_vec_f32()].concat())
+        };
+        let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run).unwrap();
+        assert!(on(1) == on(3), "{} bytes of weights", weight.stored_bytes());
     }
 }
 

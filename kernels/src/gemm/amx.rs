@@ -14,6 +14,8 @@
 //! - Four sums from two tiles of rows and two of columns: every loaded tile is used twice, which is all that 8 tiles allow.
 //! - The 32 rows of A stay in the first-level cache while B streams past it from the second level, with loads that do not
 //!   enter the first. Long rows are cut into parts that fit; the sums of all panels then wait in the scratch between parts.
+//! - Of still longer rows not enough of B would fit in the second level to be used again. There it is the sums that stay, and
+//!   a part of every row and panel is multiplied before the next part.
 //! - The sums of a tile are stored between the first multiplications of the next one, which replace them one by one: to
 //!   store all four first would leave the multiplier idle for as long as three steps.
 //! - The epilogue of a tile runs a few rows at a time between the later steps of the next one, on the vector units.
@@ -24,6 +26,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{Epilogue, Left, Product, Segment};
+use crate::buffer::Buffer;
 use crate::packed::{Format, LINE, PANEL, PackedMatrix, panel_width};
 use crate::simd::avx512::{AMX, Avx512};
 use crate::simd::{Simd, amx};
@@ -32,10 +35,13 @@ use crate::simd::{Simd, amx};
 const ROWS: usize = 2 * amx::TILE;
 /// Words of k in a step.
 const STEP: usize = amx::TILE;
-/// Most words of a row in a part: 32 rows of them leave a fifth of the first-level cache to everything else.
-const PART_WORDS_MAX: usize = 320;
+/// Most words of a row in a part: 32 rows of them leave a third of the first-level cache to everything else.
+const PART_WORDS_MAX: usize = 256;
 /// Panels whose sums wait in the scratch between parts.
 const GROUP: usize = 12;
+/// Words of a row from which on its sums, not B, stay in the second-level cache: fewer panels of more words than [`GROUP`]
+/// would fit.
+const LONG_WORDS: usize = 1024;
 /// Values in a panel's place in the scratch; the extra lines keep neighbours from having the same low address bits, which
 /// the processor takes for a dependency between a store and the next load.
 const PLACE: usize = ROWS * PANEL + 4 * LINE;
@@ -98,54 +104,122 @@ pub(super) unsafe fn block<P: Product, E: Epilogue>(
     panels: Range<usize>,
     epilogue: &E,
 ) {
-    let mut scratch = Scratch([MaybeUninit::uninit(); GROUP * PLACE]);
-    let scratch = scratch.0.as_mut_ptr().cast::<f32>();
-    let parts = Parts::of(left);
     let ahead = Ahead { row: left.words, row_stride: left.row_stride, line: 0, lines: 1, per_step: 0 };
-    let mut pipeline = Pipeline { s, epilogue, in_tiles: NONE, in_scratch: NONE, pace: 0, ahead };
-    let mut configured = 0;
-    // SAFETY: rows and segments are in bounds by this function's contract; the scratch has a place for each panel of a group.
+    let pipeline = Pipeline { s, epilogue, in_tiles: NONE, in_scratch: NONE, pace: 0, ahead };
+    let mut walk = Walk { left, rows, right, panels, parts: Parts::of(left), pipeline, configured: 0 };
+    // SAFETY: rows and segments are in bounds by this function's contract.
     unsafe {
-        for first in (0..rows).step_by(ROWS) {
-            let height = ROWS.min(rows - first);
-            if height != configured {
-                pipeline.flush();
-                amx::configure(height);
-                configured = height;
-            }
-            pipeline.look_ahead(left, first + height, panels.len());
-            for group in panels.clone().step_by(GROUP) {
-                for part in 0..parts.count {
-                    for panel in group..panels.end.min(group + GROUP) {
-                        let width = panel_width(right.n(), panel);
-                        let sums = Sums {
-                            row: first,
-                            rows: height,
-                            complete_rows: if part + 1 == parts.count { height } else { 0 },
-                            column: panel * PANEL,
-                            columns: width,
-                            place: scratch.add((panel - group) * PLACE),
-                        };
-                        let tile = TileOfSums {
-                            a: left.words.wrapping_add(first * left.row_stride),
-                            a_stride: left.row_stride,
-                            b: right.panel(panel).as_ptr().cast(),
-                            b_stride: width,
-                            part: parts.get(left, part),
-                            begins: part == 0,
-                            sums,
-                        };
-                        match (height > amx::TILE, width > LINE) {
-                            (false, false) => pipeline.tile::<P, 1, 1>(&tile),
-                            (false, true) => pipeline.tile::<P, 1, 2>(&tile),
-                            (true, false) => pipeline.tile::<P, 2, 1>(&tile),
-                            (true, true) => pipeline.tile::<P, 2, 2>(&tile),
-                        }
+        if is_long(left.steps) && rows > ROWS && left.segments.len() == 1 {
+            walk.part_by_part::<P>();
+        } else {
+            walk.row_by_row::<P>();
+        }
+        walk.pipeline.flush();
+    }
+}
+
+/// Whether of rows of so many words too few columns of B would fit in the second-level cache: then it is the sums of a block
+/// of rows and columns that stay there, while parts of A and B pass.
+pub(super) fn is_long(words: usize) -> bool {
+    words > LONG_WORDS
+}
+
+/// The order in which the tiles of sums of a block are multiplied.
+struct Walk<'a, E> {
+    left: &'a Left<'a>,
+    rows: usize,
+    right: &'a PackedMatrix,
+    panels: Range<usize>,
+    parts: Parts,
+    pipeline: Pipeline<'a, E>,
+    /// Rows that the matrix tiles are configured for.
+    configured: usize,
+}
+
+impl<E: Epilogue> Walk<'_, E> {
+    /// All of B for 32 rows of A, then for the next.
+    ///
+    /// # Safety
+    /// As [`block`].
+    #[inline(always)]
+    unsafe fn row_by_row<P: Product>(&mut self) {
+        let mut scratch = Scratch([MaybeUninit::uninit(); GROUP * PLACE]);
+        let scratch = scratch.0.as_mut_ptr().cast::<f32>();
+        for first in (0..self.rows).step_by(ROWS) {
+            self.pipeline.look_ahead(self.left, first + ROWS, 0..self.left.steps, self.panels.len());
+            for group in self.panels.clone().step_by(GROUP) {
+                for part in 0..self.parts.count {
+                    for panel in group..self.panels.end.min(group + GROUP) {
+                        // SAFETY: the caller's contract; the scratch has a place for each panel of a group.
+                        unsafe { self.tile::<P>(first, panel, part, scratch.add((panel - group) * PLACE)) };
                     }
                 }
             }
         }
-        pipeline.flush();
+    }
+
+    /// All rows and panels for one part of k, then for the next.
+    ///
+    /// # Safety
+    /// As [`block`]; there must be one segment.
+    #[inline(always)]
+    unsafe fn part_by_part<P: Product>(&mut self) {
+        let mut sums = Buffer::<f32>::with_capacity(self.rows.div_ceil(ROWS) * self.panels.len() * PLACE);
+        let sums = sums.as_mut_ptr();
+        for part in 0..self.parts.count {
+            for first in (0..self.rows).step_by(ROWS) {
+                let (row, part_of_row) = if first + ROWS < self.rows { (first + ROWS, part) } else { (0, part + 1) };
+                let words = self.parts.words(self.left, part_of_row);
+                self.pipeline.look_ahead(self.left, row, words, self.panels.len());
+                for panel in self.panels.clone() {
+                    let place = first / ROWS * self.panels.len() + panel - self.panels.start;
+                    // SAFETY: the caller's contract; every tile of sums has a place.
+                    unsafe { self.tile::<P>(first, panel, part, sums.wrapping_add(place * PLACE)) };
+                }
+            }
+        }
+    }
+
+    /// One part of the tile of sums of up to 32 rows from `first` on and a panel, whose place is `place`.
+    ///
+    /// # Safety
+    /// As [`block`]; the place must have room, and hold the sums of the parts before.
+    #[inline(always)]
+    unsafe fn tile<P: Product>(&mut self, first: usize, panel: usize, part: usize, place: *mut f32) {
+        let Self { left, rows, right, parts, pipeline, configured, .. } = self;
+        let height = ROWS.min(*rows - first);
+        let width = panel_width(right.n(), panel);
+        let sums = Sums {
+            row: first,
+            rows: height,
+            complete_rows: if part + 1 == parts.count { height } else { 0 },
+            column: panel * PANEL,
+            columns: width,
+            place,
+        };
+        let tile = TileOfSums {
+            a: left.words.wrapping_add(first * left.row_stride),
+            a_stride: left.row_stride,
+            b: right.panel(panel).as_ptr().cast(),
+            b_stride: width,
+            part: parts.get(left, part),
+            begins: part == 0,
+            sums,
+        };
+        // SAFETY: the caller's contract; the tiles are configured for the height.
+        unsafe {
+            if height != *configured {
+                pipeline.flush();
+                amx::configure(height);
+                *configured = height;
+            }
+            match (height > amx::TILE, width > LINE) {
+                (false, false) => pipeline.tile::<P, 1, 1>(&tile),
+                (false, true) => pipeline.tile::<P, 1, 2>(&tile),
+                (true, false) => pipeline.tile::<P, 2, 1>(&tile),
+                (true, true) => pipeline.tile::<P, 2, 2>(&tile),
+            }
+        }
     }
 }
 
@@ -176,6 +250,11 @@ impl Parts {
         }
         let group = (PART_WORDS_MAX / left.steps.max(1)).max(1);
         Self { count: left.segments.len().div_ceil(group).max(1), run: left.steps, group }
+    }
+
+    /// The words of a part of the only segment; none past the last part.
+    fn words(&self, left: &Left<'_>, part: usize) -> Range<usize> {
+        left.steps.min(part * self.run)..left.steps.min((part + 1) * self.run)
     }
 
     fn get<'a>(&self, left: &Left<'a>, part: usize) -> Part<'a> {
@@ -213,14 +292,15 @@ struct Operands {
 }
 
 impl<E: Epilogue> Pipeline<'_, E> {
-    /// Spreads fetching the rows from `row` on over the steps of a pass over the panels.
-    fn look_ahead(&mut self, left: &Left<'_>, row: usize, panels: usize) {
+    /// Spreads fetching `words` of the 32 rows from `row` on over the steps of as many words of the panels.
+    #[inline(always)]
+    fn look_ahead(&mut self, left: &Left<'_>, row: usize, words: Range<usize>, panels: usize) {
         // Of several segments the next rows read mostly the same lines: convolutions are not fetched for.
         let [segment] = left.segments else { return };
-        let lines = left.steps.div_ceil(LINE);
-        let steps = left.steps.div_ceil(STEP) * panels;
+        let lines = words.len().div_ceil(LINE);
+        let steps = words.len().div_ceil(STEP) * panels;
         self.ahead = Ahead {
-            row: left.words.wrapping_add(row * left.row_stride + segment.a),
+            row: left.words.wrapping_add(row * left.row_stride + segment.a + words.start),
             row_stride: left.row_stride,
             line: 0,
             lines,

@@ -18,7 +18,8 @@ pub(crate) use tile::{Bf16Product, F32Product, Int8Product, Product, Tile, Tiles
 
 use std::ops::Range;
 
-use crate::packed::{LINE, PANEL, PackedMatrix, panel_width};
+use crate::packed::{Format, LINE, PANEL, PackedMatrix, panel_width};
+use crate::simd::Isa;
 
 /// A run of consecutive words of a row of A and the steps of B it meets.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +65,18 @@ pub(crate) unsafe fn block<S: Tiles, P: Product, E: Epilogue>(
 ) {
     // SAFETY: the same contract.
     unsafe { s.block::<P, E>(left, rows, right, panels, epilogue) }
+}
+
+/// Whether [`block`] keeps the sums of all its rows and panels in the cache, for rows of so many words, and so is best called
+/// for not too many of either.
+fn sums_stay_cached(isa: Isa, format: Format, words: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa.has_matrix_tiles() && format != Format::F32 && amx::is_long(words);
+    #[cfg(not(target_arch = "x86_64"))]
+    return {
+        let _ = (isa, format, words);
+        false
+    };
 }
 
 /// [`block`] on vectors: a panel stays in the cache while all rows pass.

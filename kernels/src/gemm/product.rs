@@ -20,6 +20,9 @@ const LEFT_BYTES_MAX: usize = 512 * 1024;
 /// Most words of k that are multiplied in one pass when passes can add to the output: of longer rows too few, or too few
 /// columns, would fit.
 const PASS_WORDS_MAX: usize = 1024;
+/// Most rows and panels of a task whose sums stay in the second-level cache: 786 KiB of them.
+const SUMS_ROWS_MAX: usize = 512;
+const SUMS_PANELS_MAX: usize = 12;
 /// Rows are divided among tasks in multiples of this.
 const ROWS_STEP: usize = 32;
 
@@ -46,6 +49,9 @@ pub(crate) fn linear_product<T: Element>(isa: Isa, x: &Tensor, m: usize, weight:
 /// [`linear_product`] of m rows of words. What is only added to an f32 output is added in passes over parts of a long k.
 fn product_of_words<T: Element>(isa: Isa, words: *const u32, m: usize, weight: &PackedMatrix, finish: Finish<'_, T>) {
     let steps = weight.steps();
+    if super::sums_stay_cached(isa, weight.format(), steps) {
+        return one_pass(isa, words, m, weight, 0..steps, finish);
+    }
     let adds = finish.residual.is_some() && finish.activation == Activation::None && finish.scales.is_none();
     let passes = if adds && T::DTYPE == Dtype::F32 { steps.div_ceil(PASS_WORDS_MAX) } else { 1 };
     let pass_words = steps.div_ceil(passes).next_multiple_of(LINE);
@@ -68,7 +74,10 @@ fn one_pass<T: Element>(
     finish: Finish<'_, T>,
 ) {
     let panels = weight.n().div_ceil(PANEL);
-    let tasks = Tasks::new(m, panels, range.len());
+    let tasks = match super::sums_stay_cached(isa, weight.format(), range.len()) {
+        true => Tasks::of_squares(m, panels),
+        false => Tasks::new(m, panels, range.len()),
+    };
     let shared = SharedRows { words: Shared::new_const(words), out: Shared::from_pointer(finish.out) };
     let residual = finish.residual.map(Shared::new_const);
     let (bias, gate, activation) = (finish.bias, finish.gate, finish.activation);
@@ -118,6 +127,15 @@ impl Tasks {
         let row_blocks = m.div_ceil(rows.max(1));
         // With few rows it is the columns that are divided.
         let groups = groups.max(wanted.div_ceil(row_blocks.max(1)).min(panels));
+        Self { groups, row_blocks, rows }
+    }
+
+    /// For products whose sums stay in the cache: tasks as square as there is room for.
+    fn of_squares(m: usize, panels: usize) -> Self {
+        let rows = m.div_ceil(m.div_ceil(SUMS_ROWS_MAX).max(1)).next_multiple_of(ROWS_STEP);
+        let row_blocks = m.div_ceil(rows.max(1));
+        let wanted = if rayon::current_num_threads() > 1 { 4 * rayon::current_num_threads() } else { 1 };
+        let groups = panels.div_ceil(SUMS_PANELS_MAX).max(wanted.div_ceil(row_blocks.max(1))).min(panels.max(1));
         Self { groups, row_blocks, rows }
     }
 }
