@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p kernels [-- FILTER]` prints for every case the median wall time, the least processor time of the whole
 //! process, the rate by processor time, and its share of one core's measured peak (multiplication rate for arithmetic,
-//! bandwidth for copies). Processor time does not count what other processes took, and the least of many runs is the one
+//! bandwidth for copies); for arithmetic also the share of the peak with operands from the first-level cache. Processor time does not count what other processes took, and the least of many runs is the one
 //! that lost least of its caches to them: the figure to trust on a shared machine.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 #![allow(unsafe_code, reason = "processor time and the peak probe use raw calls")]
@@ -36,9 +36,8 @@ enum Work {
 
 struct Bench {
     filter: String,
-    peak_f32: f64,
-    peak_bf16: f64,
-    peak_int8: f64,
+    peak: MultiplyRates,
+    peak_from_cache: MultiplyRates,
     peak_bytes: f64,
 }
 
@@ -67,15 +66,21 @@ impl Bench {
         wall.sort_by(f64::total_cmp);
         processor.sort_by(f64::total_cmp);
         let (wall_ms, cpu) = (wall[wall.len() / 2] * 1e3, processor[0]);
-        let (amount, peak, unit) = match work {
-            Work::Flop(flop, Dtype::F32) => (flop, self.peak_f32, "GFLOP/s"),
-            Work::Flop(flop, Dtype::Bf16) => (flop, self.peak_bf16, "GFLOP/s"),
-            Work::Int8(operations) => (operations, self.peak_int8, "GOP/s"),
-            Work::Bytes(bytes) => (bytes, self.peak_bytes, "GB/s"),
+        let (amount, rate_of, unit): (f64, fn(&MultiplyRates) -> f64, &str) = match work {
+            Work::Flop(flop, Dtype::F32) => (flop, |peak| peak.f32, "GFLOP/s"),
+            Work::Flop(flop, Dtype::Bf16) => (flop, |peak| peak.bf16, "GFLOP/s"),
+            Work::Int8(operations) => (operations, |peak| peak.int8, "GOP/s"),
+            Work::Bytes(bytes) => (bytes, |_| f64::NAN, "GB/s"),
         };
         let rate = amount / cpu;
-        let share = 100.0 * rate / peak;
-        println!("{name:<44} {wall_ms:>9.3} ms {:>9.3} ms {:>8.1} {unit:<7} {share:>5.1} %", cpu * 1e3, rate / 1e9);
+        let shares = match work {
+            Work::Bytes(_) => format!("{:>5.1} %", 100.0 * rate / self.peak_bytes),
+            _ => {
+                let share = |peak| 100.0 * rate / rate_of(peak);
+                format!("{:>5.1} % {:>8.1} %", share(&self.peak), share(&self.peak_from_cache))
+            }
+        };
+        println!("{name:<44} {wall_ms:>9.3} ms {:>9.3} ms {:>8.1} {unit:<7} {shares}", cpu * 1e3, rate / 1e9);
     }
 }
 
@@ -87,18 +92,15 @@ fn main() {
 
 fn run() {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
-    let MultiplyRates { f32: peak_f32, bf16: peak_bf16, int8: peak_int8 } = peak::multiply_rates();
-    let bench = Bench { filter, peak_f32, peak_bf16, peak_int8, peak_bytes: peak::copy_rate() };
-    println!(
-        "level {:?}, {} threads; peak of one core: f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, int8 {:.0} GOP/s, copy {:.1} GB/s",
-        kernels::simd::level(),
-        rayon::current_num_threads(),
-        peak_f32 / 1e9,
-        peak_bf16 / 1e9,
-        peak_int8 / 1e9,
-        bench.peak_bytes / 1e9
-    );
-    println!("{:<44} {:>12} {:>12} {:>16} {:>7}", "case", "wall", "processor", "rate", "peak");
+    let (peak, peak_from_cache) = (peak::multiply_rates(), peak::multiply_rates_from_cache());
+    let bench = Bench { filter, peak, peak_from_cache, peak_bytes: peak::copy_rate() };
+    println!("level {:?}, {} threads; peaks of one core:", kernels::simd::level(), rayon::current_num_threads());
+    for (operands, rates) in [("registers", peak), ("first-level cache", peak_from_cache)] {
+        let [f32, bf16, int8] = [rates.f32, rates.bf16, rates.int8].map(|rate| rate / 1e9);
+        println!("operands from {operands}: f32 {f32:.0} GFLOP/s, bf16 {bf16:.0} GFLOP/s, int8 {int8:.0} GOP/s");
+    }
+    println!("copy {:.1} GB/s", bench.peak_bytes / 1e9);
+    println!("{:<44} {:>12} {:>12} {:>16} {:>7} {:>10}", "case", "wall", "processor", "rate", "peak", "from cache");
     linear(&bench);
     attention(&bench);
     rows(&bench);

@@ -4,7 +4,11 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use crate::simd::{self, Level};
+use crate::gemm::{Bf16Product, F32Product, Int8Product, Product, Segment, Tile, Tiles};
+use crate::packed::{LINE, Line};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::amx;
+use crate::simd::{self, Isa, Kernel, Level};
 
 /// Operations per second of one core; a multiply-add is two.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,9 +58,7 @@ pub fn multiply_rates() -> MultiplyRates {
     match simd::level() {
         Level::Amx => {
             // SAFETY: the level in force was detected on this machine.
-            let bf16 = best(flop(2.0 * 16.0 * 16.0), || unsafe { amx_bf16(ROUNDS) });
-            // SAFETY: as above.
-            let int8 = best(flop(4.0 * 16.0 * 16.0), || unsafe { amx_int8(ROUNDS) });
+            let (bf16, int8) = unsafe { (matrix_tiles::<false, false>(), matrix_tiles::<true, false>()) };
             MultiplyRates { f32: avx512_rate(), bf16, int8 }
         }
         Level::Avx512Bf16 => {
@@ -86,6 +88,62 @@ pub fn multiply_rates() -> MultiplyRates {
 #[cfg(not(target_arch = "x86_64"))]
 pub fn multiply_rates() -> MultiplyRates {
     portable()
+}
+
+/// [`multiply_rates`] with operands that are loaded from the first-level cache for every step, as a product must load them:
+/// the most that any product of matrices can reach. Loading costs issue slots, and power that the clock then lacks.
+pub fn multiply_rates_from_cache() -> MultiplyRates {
+    let Some(isa) = Isa::current() else { return portable() };
+    let f32 = isa.run(FromCache(F32Product));
+    match simd::level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => {
+            // SAFETY: the level in force was detected on this machine.
+            let (bf16, int8) = unsafe { (matrix_tiles::<false, true>(), matrix_tiles::<true, true>()) };
+            MultiplyRates { f32, bf16, int8 }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Bf16 => {
+            let (bf16, int8) = (isa.run(FromCache(Bf16Product)), isa.run(FromCache(Int8Product)));
+            MultiplyRates { f32, bf16, int8 }
+        }
+        _ => MultiplyRates::all(f32),
+    }
+}
+
+/// Operations per second of the largest register tile of a level.
+struct FromCache<P>(P);
+
+impl<P: Product> Kernel for FromCache<P> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Tiles>(self, s: S) -> f64 {
+        const STEPS: usize = 128;
+        const CALLS: usize = 1000;
+        let vectors = S::TILE_VECTORS;
+        let (rows, columns) = (S::tile_rows(vectors), vectors * S::LANES);
+        // Numbers of ordinary size in every format, on whole lines of the cache.
+        let words = |count: usize| vec![Line([0x3f81_3f82; LINE]); count.div_ceil(LINE)];
+        let (a, b, mut out) = (words(rows * STEPS), words(columns * STEPS), words(rows * columns));
+        let segments = [Segment { a: 0, b: 0 }];
+        let tile = Tile {
+            a: a.as_ptr().cast(),
+            a_stride: STEPS,
+            segments: &segments,
+            steps: STEPS,
+            b: b.as_ptr().cast(),
+            b_stride: columns,
+            out: out.as_mut_ptr().cast(),
+        };
+        let operations = 2 * rows * columns * STEPS * P::FORMAT.values_per_word() * CALLS;
+        best(operations as f64, || {
+            for _ in 0..CALLS {
+                // SAFETY: the operands hold all steps of all rows and columns, the output all rows.
+                unsafe { s.tile::<P>(rows, vectors, black_box(&tile)) };
+            }
+        })
+    }
 }
 
 fn portable() -> MultiplyRates {
@@ -155,40 +213,62 @@ fn avx512_int8(rounds: usize) -> i32 {
     sum
 }
 
-/// A loop of four tile products into as many sums; as many in all as the caller counts: 12 rows of 16 words a round.
+/// Operations per second of four matrix tiles of sums, in int8 or bf16; with LOADS, of operands that are loaded for every
+/// step.
+///
+/// # Safety
+/// AMX must be available.
 #[cfg(target_arch = "x86_64")]
-macro_rules! amx_loop {
-    ($name:ident, $instruction:literal) => {
-        unsafe fn $name(rounds: usize) {
-            #[repr(C, align(64))]
-            struct Config([u8; 64]);
-            let mut config = Config([0; 64]);
-            config.0[0] = 1;
-            for tile in 0..8 {
-                config.0[16 + 2 * tile] = 64;
-                config.0[48 + tile] = 16;
-            }
-            // SAFETY: the caller has AMX; the configuration is well-formed.
-            unsafe { std::arch::asm!("ldtilecfg [{0}]", in(reg) &raw const config) };
-            for _ in 0..rounds * 12 / 16 / 4 {
-                // SAFETY: the tiles are configured.
-                unsafe {
-                    std::arch::asm!(
-                        concat!($instruction, " tmm0, tmm4, tmm6"),
-                        concat!($instruction, " tmm1, tmm4, tmm7"),
-                        concat!($instruction, " tmm2, tmm5, tmm6"),
-                        concat!($instruction, " tmm3, tmm5, tmm7")
-                    );
+unsafe fn matrix_tiles<const INT8: bool, const LOADS: bool>() -> f64 {
+    /// Steps until loaded operands' sums start again: as they do in a product, and so that they stay finite.
+    const STEPS: usize = 16;
+    const SUMS: usize = 3000;
+    // Two tiles of A and of B for each of eight steps: two thirds of the first-level cache.
+    let words = |line: u32| {
+        std::array::from_fn(|word| 0x3f80_3f80 | (16 * line + word as u32).wrapping_mul(2_654_435_761) & 0x7f_007f)
+    };
+    let operands: Vec<Line> = (0..8 * 4 * amx::TILE as u32).map(|line| Line(words(line))).collect();
+    let values_per_word = if INT8 { 4 } else { 2 };
+    let rate = best((SUMS * STEPS * 4 * amx::TILE.pow(3) * values_per_word * 2) as f64, || {
+        // SAFETY: the caller has AMX; all tiles are whole and lie within the operands.
+        unsafe {
+            amx::configure(2 * amx::TILE);
+            for _ in 0..SUMS {
+                if LOADS {
+                    amx::clear::<0>();
+                    amx::clear::<1>();
+                    amx::clear::<2>();
+                    amx::clear::<3>();
+                }
+                for step in 0..STEPS {
+                    if LOADS {
+                        let tile = |i: usize| operands[(step % 8 * 4 + i) * amx::TILE..][..amx::TILE].as_ptr().cast();
+                        amx::load::<4>(tile(0), amx::TILE);
+                        amx::load::<6>(tile(1), amx::TILE);
+                        amx::load::<7>(tile(2), amx::TILE);
+                        amx::load::<5>(tile(3), amx::TILE);
+                    }
+                    dot::<INT8, 0, 4, 6>();
+                    dot::<INT8, 1, 4, 7>();
+                    dot::<INT8, 2, 5, 6>();
+                    dot::<INT8, 3, 5, 7>();
                 }
             }
         }
-    };
+    });
+    // SAFETY: as above.
+    unsafe { amx::release() };
+    rate
 }
 
+/// # Safety
+/// The matrix tiles must be configured.
 #[cfg(target_arch = "x86_64")]
-amx_loop!(amx_bf16, "tdpbf16ps");
-#[cfg(target_arch = "x86_64")]
-amx_loop!(amx_int8, "tdpbusd");
+#[inline(always)]
+unsafe fn dot<const INT8: bool, const C: u8, const A: u8, const B: u8>() {
+    // SAFETY: the caller's contract.
+    unsafe { if INT8 { amx::dot_int8::<C, A, B>() } else { amx::dot_bf16::<C, A, B>() } }
+}
 
 /// Twelve accumulators: as many as 16 registers allow.
 #[cfg(target_arch = "x86_64")]
