@@ -56,7 +56,7 @@ std::mutex driver;
 std::set<void*> pinned, streams;
 int graph_launches = 0;
 long enqueued = 0;
-bool refuse_uncompiled = false;
+bool refuse_modules = false;
 // The device of the calling thread's current context.
 thread_local Device* current = nullptr;
 // The seed of the calling thread's launches: tests beside each other do not disturb each other's orders.
@@ -326,12 +326,13 @@ int cuMemsetD8Async(Pointer at, unsigned char value, size_t bytes, void*) {
 
 int cuModuleLoadData(void** module, const void* image) {
   LOCKED;
+  if (refuse_modules) return kInvalidImage;
   uint32_t magic;
   std::memcpy(&magic, image, 4);
   // Kernels come from the emulator here: it does not matter when the program was built before they were compiled.
   const char uncompiled[] = "scripts/fatbins";
   const bool is_uncompiled = std::strncmp(static_cast<const char*>(image), uncompiled, sizeof uncompiled - 1) == 0;
-  if (magic != 0xba55ed50u && (!is_uncompiled || refuse_uncompiled)) return kInvalidImage;
+  if (magic != 0xba55ed50u && !is_uncompiled) return kInvalidImage;
   *module = new char;
   return kSuccess;
 }
@@ -509,10 +510,10 @@ void zoetrope_standin_fail(int device, int error, long launches) {
   devices().at(device).injected = error;
   devices().at(device).launches_until_failure = launches;
 }
-// Whether modules that the program was built without are refused, as the real driver does.
-void zoetrope_standin_refuse_uncompiled(int refuse) {
+// Whether every module is refused, as by a driver that knows none of the compiled architectures.
+void zoetrope_standin_refuse_modules(int refuse) {
   std::lock_guard<std::mutex> locked(driver);
-  refuse_uncompiled = refuse != 0;
+  refuse_modules = refuse != 0;
 }
 size_t zoetrope_standin_used_bytes(int device) {
   std::lock_guard<std::mutex> locked(driver);

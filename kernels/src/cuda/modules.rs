@@ -41,12 +41,15 @@ impl Module {
 
     /// Why the driver did not take the image.
     pub(super) fn why_not_loaded(self, drivers_words: &str) -> String {
-        let group = self.group();
-        if self.image().starts_with(FATBIN_MAGIC) {
-            format!("{group}.fatbin does not load: {drivers_words}")
-        } else {
-            format!("built without {group}.fatbin: run scripts/fatbins and build again")
-        }
+        why_not_loaded(self.group(), self.image(), drivers_words)
+    }
+}
+
+fn why_not_loaded(group: &str, image: &[u8], drivers_words: &str) -> String {
+    if image.starts_with(FATBIN_MAGIC) {
+        format!("{group}.fatbin does not load: {drivers_words}")
+    } else {
+        format!("built without {group}.fatbin: run scripts/fatbins and build again")
     }
 }
 
@@ -55,3 +58,15 @@ const NO_SOURCE: &[u8] = b"scripts/fatbins has no source of this module\0";
 
 /// First bytes of every fatbin: 0xba55ed50.
 const FATBIN_MAGIC: &[u8] = &[0x50, 0xed, 0x55, 0xba];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_that_was_never_compiled_names_the_command_that_compiles_it() {
+        assert!(why_not_loaded("norm", NO_SOURCE, "invalid PTX").contains("run scripts/fatbins"));
+        let compiled = why_not_loaded("norm", &[FATBIN_MAGIC, &[1, 0]].concat(), "no kernel image");
+        assert_eq!(compiled, "norm.fatbin does not load: no kernel image");
+    }
+}

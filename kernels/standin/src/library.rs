@@ -94,11 +94,10 @@ impl Standin {
         unsafe { fail(device as c_int, error, launches as c_long) }
     }
 
-    /// Whether modules that the program was built without (before `scripts/fatbins` had run) are refused as the real driver
-    /// does. The stand-in takes them otherwise: it brings the kernels itself.
-    pub fn refuse_uncompiled(&self, refuse: bool) {
+    /// Whether every module is refused, as by a driver that knows none of the compiled architectures.
+    pub fn refuse_modules(&self, refuse: bool) {
         // SAFETY: the signature is the one in driver.cpp.
-        unsafe { self.function::<unsafe extern "C" fn(c_int)>("refuse_uncompiled")(c_int::from(refuse)) }
+        unsafe { self.function::<unsafe extern "C" fn(c_int)>("refuse_modules")(c_int::from(refuse)) }
     }
 
     /// How many bytes are allocated on the device.

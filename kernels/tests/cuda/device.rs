@@ -151,3 +151,16 @@ fn what_other_threads_queue_does_not_become_part_of_a_graph() {
     graph.launch().unwrap();
     assert_eq!(relative_error(&sum, &add(&x, &x).unwrap()), 0.0);
 }
+
+#[test]
+fn modules_that_the_driver_refuses_are_an_error_that_spoils_nothing() {
+    let bench = bench();
+    let x = bench.on_device(&random(&[100], 1));
+    bench.standin.refuse_modules(true);
+    let refused = add(&x, &x);
+    bench.standin.refuse_modules(false);
+    let error = refused.unwrap_err();
+    assert!(matches!(error, Error::DeviceKernel { .. }) && error.to_string().contains("elementwise.fatbin"), "{error}");
+    assert!(!error.spoils_device());
+    assert!(add(&x, &x).is_ok());
+}
