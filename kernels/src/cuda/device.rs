@@ -15,7 +15,7 @@ use super::driver::Checked;
 use super::launch::Launch;
 use super::memory::{Context, Pool, Sizes};
 use super::modules::Module;
-use super::probe::{Absent, probe};
+use super::probe::probe;
 use super::staging::Staging;
 use crate::buffer::Zero;
 use crate::error::{Error, Result, argument_error};
@@ -117,7 +117,10 @@ impl CudaDevice {
 
     fn open_with(ordinal: usize, sizes: Sizes) -> Result<Self> {
         const OP: &str = "CudaDevice::open";
-        let count = probe().map_err(|absent: Absent| Error::Device { op: OP, detail: absent.to_string() })?;
+        let count = match probe() {
+            Ok(count) => count,
+            Err(absent) => return argument_error(OP, format!("there is no cuda:{ordinal}: {absent}")),
+        };
         if ordinal >= count {
             let there = if count == 1 { "only cuda:0".to_owned() } else { format!("cuda:0 to cuda:{}", count - 1) };
             return argument_error(OP, format!("there is no cuda:{ordinal}: this machine has {there}"));

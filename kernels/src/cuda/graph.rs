@@ -29,7 +29,7 @@ impl CudaDevice {
     pub fn capture<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(R, CudaGraph)> {
         const OP: &str = "CudaDevice::capture";
         self.enter(OP)?;
-        let pool = Pool::new(Arc::clone(self.context()), Sizes::Regions);
+        let pool = Pool::new(Arc::clone(self.context()), Sizes::Recorded);
         // Relaxed: regions of the graph's own pool are allocated while it is recorded.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         let stream = self.stream();

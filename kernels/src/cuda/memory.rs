@@ -66,6 +66,8 @@ pub(super) struct Pool {
 pub(super) enum Sizes {
     /// Large regions, kept for the buffers to come.
     Regions,
+    /// The same for a graph: a region without buffers is not free, since the recorded work uses it at each replay.
+    Recorded,
     /// For each buffer an allocation of its own, no longer than it, freed with it: a checker of memory (compute-sanitizer,
     /// the address sanitizer) then sees what goes beyond. Slow, and not for recording graphs.
     Exact,
@@ -107,7 +109,7 @@ impl Pool {
         let bytes = self.rounded(bytes);
         let mut state = self.lock();
         let (region, offset) = match state.best_fit(bytes) {
-            Some(place) if self.sizes == Sizes::Regions => place,
+            Some(place) if self.sizes != Sizes::Exact => place,
             _ => {
                 state.grow(op, bytes, self.sizes)?;
                 state.best_fit(bytes).ok_or_else(|| no_memory(op, bytes, "a region was too small"))?
@@ -186,7 +188,7 @@ impl Pool {
 
     fn rounded(&self, bytes: usize) -> usize {
         match self.sizes {
-            Sizes::Regions => bytes.max(1).next_multiple_of(ALIGNMENT),
+            Sizes::Regions | Sizes::Recorded => bytes.max(1).next_multiple_of(ALIGNMENT),
             Sizes::Exact => bytes.max(1),
         }
     }
@@ -199,8 +201,10 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // A context that died took its memory along.
-        if self.context.enter("release of device memory").is_ok() {
+        const OP: &str = "release of device memory";
+        // A context that died took its memory along. What was in a graph's is a job's, and no scrub of the device reaches it.
+        if self.context.enter(OP).is_ok() {
+            let _ = self.scrub(OP);
             // SAFETY: the stream is the context's.
             let _ = unsafe { result::stream::synchronize(self.context.stream) };
             self.lock().drop_unused();
@@ -216,13 +220,15 @@ impl State {
     /// Adds a region for at least `bytes`.
     fn grow(&mut self, op: &'static str, bytes: usize, sizes: Sizes) -> Result<()> {
         let wanted = match sizes {
-            Sizes::Regions => bytes.max(REGION_BYTES_MIN).next_multiple_of(REGION_MULTIPLE),
+            Sizes::Regions | Sizes::Recorded => bytes.max(REGION_BYTES_MIN).next_multiple_of(REGION_MULTIPLE),
             Sizes::Exact => bytes,
         };
         // SAFETY: the context is this thread's.
         let allocate = |bytes: usize| unsafe { result::malloc_sync(bytes) }.map(|start| (start, bytes));
         let grown = allocate(wanted).or_else(|_| {
-            self.drop_unused();
+            if sizes != Sizes::Recorded {
+                self.drop_unused();
+            }
             allocate(wanted).or_else(|_| allocate(bytes))
         });
         let (start, len) = grown.map_err(|e| match super::driver::failed(op, e) {

@@ -14,7 +14,7 @@ pub(super) struct Copies(Arc<Mutex<Vec<Arc<CudaBuffer>>>>);
 
 impl Copies {
     /// The copy on `device`, made at the first call.
-    fn on(&self, op: &'static str, device: &CudaDevice, table: &RopeTable) -> Result<Arc<CudaBuffer>> {
+    pub(super) fn on(&self, op: &'static str, device: &CudaDevice, table: &RopeTable) -> Result<Arc<CudaBuffer>> {
         // Each change is a single one.
         let mut copies = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(copy) = copies.iter().find(|copy| copy.device().is(device)) {

@@ -5,7 +5,7 @@ mod cuda;
 mod normed;
 mod reference;
 
-use crate::cuda::device_of;
+use crate::cuda::{CudaDevice, device_of};
 use crate::error::{Result, argument_error, shape_error};
 use crate::norm;
 use crate::simd::Isa;
@@ -59,6 +59,12 @@ impl RopeTable {
             }
         }
         Self::from_positions(1e4, [head_dim - 2 * side, side, side], &positions)
+    }
+
+    /// Copies the table to `device` unless it is there: rotation does so when it first runs, but cannot while a graph is
+    /// recorded.
+    pub fn copy_to(&self, device: &CudaDevice) -> Result<()> {
+        self.copies.on("RopeTable::copy_to", device, self).map(drop)
     }
 
     /// Number of tokens the table covers.

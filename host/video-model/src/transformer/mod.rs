@@ -50,7 +50,7 @@ pub struct WanTransformer {
 struct Pass<'a> {
     contexts: &'a [&'a Context],
     modulation: Modulation,
-    rope: Arc<RopeTable>,
+    rope: &'a RopeTable,
     adapters: Option<&'a Adapters>,
 }
 
@@ -149,7 +149,8 @@ impl WanTransformer {
     ) -> Result<Vec<Tensor>> {
         let grid = self.grid(latent)?;
         let waves = self.time.waves(timestep, grid[0])?.tensor()?;
-        self.pass(latent, &waves, contexts, adapters, cache, &mut trace)
+        let rope = self.rope_table(grid)?;
+        self.pass(latent, &waves, &rope, contexts, adapters, cache, &mut trace)
     }
 
     /// A pass over inputs that are tensors already.
@@ -157,6 +158,7 @@ impl WanTransformer {
         &self,
         latent: &Tensor,
         waves: &Tensor,
+        rope: &RopeTable,
         contexts: &[&Context],
         adapters: Option<&Adapters>,
         cache: Option<&mut StepCache>,
@@ -168,7 +170,7 @@ impl WanTransformer {
         }
         let outside = adapters.map(Adapters::outside);
         let modulation = self.time.forward(waves, outside)?;
-        let pass = Pass { contexts, modulation, rope: self.rope_table(grid)?, adapters };
+        let pass = Pass { contexts, modulation, rope, adapters };
         let tokens = patchify(&latent.to_dtype(Dtype::F32), self.config.patch_size)?;
         let first = self.patch_embedding.forward(&tokens, Activation::None, Dtype::F32, outside)?;
         let last = match cache {
@@ -237,7 +239,7 @@ impl WanTransformer {
             let adapters = pass.adapters.and_then(|a| a.block(index));
             let contexts = clips.iter().map(|&clip| pass.contexts[clip].keys_values(index, block, adapters));
             let contexts = contexts.collect::<Result<Vec<_>>>()?;
-            block.forward(x, &modulation, &contexts, &pass.rope, adapters)?;
+            block.forward(x, &modulation, &contexts, pass.rope, adapters)?;
             trace(index + 1, x);
             Ok(())
         })

@@ -3,7 +3,8 @@
 use super::{Context, Timestep, WanTransformer};
 use crate::error::Result;
 use crate::lora::Adapters;
-use kernels::{CudaDevice, CudaGraph, Tensor};
+use kernels::{CudaDevice, CudaGraph, RopeTable, Tensor};
+use std::sync::Arc;
 
 /// A pass of one transformer over inputs of one shape, with the contexts and adapters that it was recorded with.
 ///
@@ -15,12 +16,14 @@ pub struct RecordedPass {
     latent: Tensor,
     waves: Tensor,
     answers: Vec<Tensor>,
+    /// The transformer keeps the last grid's table only; jobs of other sizes run between replays.
+    _rope: Arc<RopeTable>,
 }
 
 impl WanTransformer {
     /// Records [`WanTransformer::forward`] on `device` without a step cache, for any latent and timestep of these shapes.
     ///
-    /// The same pass must have run before: what is made when first needed (keys and values of the contexts, tables, plans of
+    /// The same pass must have run before: what is made when first needed (keys and values of the contexts, plans of
     /// products) cannot be made while recording. Streamed blocks cannot be recorded either.
     pub fn record(
         &self,
@@ -30,13 +33,16 @@ impl WanTransformer {
         contexts: &[&Context],
         adapters: Option<&Adapters>,
     ) -> Result<RecordedPass> {
-        let waves = self.time.waves(timestep, self.grid(latent)?[0])?.tensor()?;
+        let grid = self.grid(latent)?;
+        let waves = self.time.waves(timestep, grid[0])?.tensor()?;
         let latent = latent.duplicate()?;
+        let rope = self.rope_table(grid)?;
+        rope.copy_to(device)?;
         let (answers, graph) = device.capture(|| {
             // An error of ours ends the recording as one of the device's would; it is told as it is afterwards.
-            Ok(self.pass(&latent, &waves, contexts, adapters, None, &mut |_, _| ()))
+            Ok(self.pass(&latent, &waves, &rope, contexts, adapters, None, &mut |_, _| ()))
         })?;
-        Ok(RecordedPass { graph, latent, waves, answers: answers? })
+        Ok(RecordedPass { graph, latent, waves, answers: answers?, _rope: rope })
     }
 
     /// Whether passes can be recorded at all.

@@ -43,9 +43,13 @@ fn every_pipeline_in_bf16_stays_close_to_diffusers_in_f32() {
 /// Every kernel of a pipeline, run by the driver's stand-in: weights, memory, launches and recorded steps are those of a GPU.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod on_the_device {
+    use super::support::{cases, folder_of, relative_rmse};
     use super::*;
+    use kernels::{CudaDevice, Tensor};
     use standin::Standin;
     use std::sync::{Mutex, MutexGuard, PoisonError};
+    use video_model::ModelFiles;
+    use video_model::transformer::{Timestep, WanTransformer};
 
     const DEVICE: DeviceId = DeviceId::Cuda(0);
 
@@ -80,5 +84,41 @@ mod on_the_device {
         let ended = std::panic::catch_unwind(run);
         standin.memory_bytes(0, 4 << 30);
         assert!(ended.is_ok() && standin.graph_launches() == before);
+    }
+
+    /// Two jobs of different sizes take turns on one transformer, which keeps the rotation table of the last size only.
+    #[test]
+    fn a_recorded_pass_gives_its_own_answer_whatever_sizes_run_in_between() {
+        let (_standin, _turn) = alone();
+        let case = cases().into_iter().find(|case| case.name == "t2v_5.unipc").unwrap();
+        let folder = folder_of(&case);
+        let device = CudaDevice::open(0).unwrap();
+        device.scope(|| {
+            let files = ModelFiles::Folder(folder.path().to_owned());
+            let model = WanTransformer::load(&files, "transformer", Precision::F32).unwrap();
+            let config = model.config();
+            let wave = |shape: &[usize], step: f32| {
+                let values = (0..shape.iter().product::<usize>()).map(|i| (i as f32 * step).sin()).collect();
+                Tensor::from_vec(values, shape).unwrap()
+            };
+            let context = model.context(&wave(&[7, config.text_dim], 0.3), None, None).unwrap();
+            let [_, ph, pw] = config.patch_size;
+            let of_size = |h: usize, w: usize| wave(&[2, h * ph, w * pw, config.in_channels], 0.7);
+            let (mine, other) = (of_size(2, 3), of_size(3, 4));
+            let time = Timestep::Clip(700.0);
+            let eager = |latent: &Tensor| model.forward(latent, time, &[&context], None, None).unwrap()[0].to_vec_f32();
+            let expected = eager(&mine);
+            eager(&other);
+            let mut recorded = model.record(&device, &mine, time, &[&context], None).unwrap();
+            for _ in 0..2 {
+                eager(&other);
+                let answers = model.replay(&mut recorded, &mine, time).unwrap().unwrap();
+                assert_eq!(relative_rmse(&answers[0].to_vec_f32(), &expected), 0.0);
+            }
+            assert!(
+                model.replay(&mut recorded, &other, time).unwrap().is_none(),
+                "another size is not what was recorded"
+            );
+        });
     }
 }

@@ -18,8 +18,8 @@ use video_model::devices::{DeviceChoice, DeviceId};
 use video_model::engine::{DiffuseOptions, EngineConfig, VideoEngine};
 
 #[derive(Deserialize)]
-struct Case {
-    name: String,
+pub struct Case {
+    pub name: String,
     /// The folder's parts, by the name of the golden's.
     parts: BTreeMap<String, String>,
     model_index: Value,
@@ -39,12 +39,12 @@ fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/goldens/pipelines")
 }
 
-fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Case> {
     serde_json::from_slice(&fs::read(goldens().join("cases.json")).unwrap()).unwrap()
 }
 
 /// The case's folder as a user would have it.
-fn folder_of(case: &Case) -> TempDir {
+pub fn folder_of(case: &Case) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (part, golden) in &case.parts {
         let (from, to) = (goldens().join("parts").join(golden), folder.path().join(part));
@@ -76,7 +76,7 @@ fn floats(tensor: &TensorView<'_>) -> Vec<f32> {
     tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-fn relative_rmse(got: &[f32], expected: &[f32]) -> f64 {
+pub fn relative_rmse(got: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let square = |v: f32| f64::from(v).powi(2);
     let error: f64 = got.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
